@@ -1,0 +1,75 @@
+"""Every model by its checkpoint's own name: sizes, and the settings its authors sample with."""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from ic_jax.errors import InputError
+
+from .umt5 import UMT5Config
+from .wan_dit import DiTConfig
+from .wan_vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Three networks, the clip they were trained on, and default sampling settings."""
+
+    dit: DiTConfig
+    vae: VAEConfig
+    umt5: UMT5Config
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    shift: float
+
+
+_WAN_VAE = VAEConfig()
+_UMT5_XXL = UMT5Config(vocab=256_384, dim=4096, ffn_dim=10_240, heads=64, head_dim=64, layers=24)
+
+_T2V_1_3B = DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+_T2V_14B = DiTConfig(dim=5120, ffn_dim=13_824, num_heads=40, num_layers=40)
+
+
+def _image(text_to_video: DiTConfig) -> DiTConfig:
+    # 36 = noisy latent 16, mask 4, conditioning latent 16.
+    return replace(text_to_video, in_channels=36, image_dim=1280)
+
+
+def _wan(dit: DiTConfig, steps: int, guidance_scale: float, shift: float) -> Variant:
+    return Variant(dit, _WAN_VAE, _UMT5_XXL, 81, 480, 832, steps, guidance_scale, shift)
+
+
+VARIANTS = {
+    "nano": Variant(
+        DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=128, text_len=64),
+        # Two halvings after a 2×2 patch: the same 4×8×8 compression from a quarter of the pixels.
+        VAEConfig(base=24, multipliers=(1, 2, 4), temporal=(True, True), patch=2),
+        UMT5Config(vocab=259, dim=128, ffn_dim=256, heads=4, head_dim=32, layers=2),
+        frames=17,
+        height=64,
+        width=96,
+        steps=24,
+        guidance_scale=3.0,
+        shift=3.0,
+    ),
+    "Wan2.1-T2V-1.3B": _wan(_T2V_1_3B, steps=50, guidance_scale=6.0, shift=8.0),
+    "Wan2.1-T2V-14B": _wan(_T2V_14B, steps=50, guidance_scale=5.0, shift=5.0),
+    "Wan2.1-I2V-14B": _wan(_image(_T2V_14B), steps=40, guidance_scale=5.0, shift=3.0),
+    "Wan2.1-Fun-1.3B-InP": _wan(_image(_T2V_1_3B), steps=50, guidance_scale=6.0, shift=3.0),
+    "Wan2.1-Fun-14B-InP": _wan(_image(_T2V_14B), steps=50, guidance_scale=6.0, shift=3.0),
+    # Either of two experts of one size; the guidance is that of the high-noise expert.
+    "Wan2.2-T2V-A14B": _wan(_T2V_14B, steps=40, guidance_scale=4.0, shift=12.0),
+    "Wan2.2-I2V-A14B": _wan(
+        replace(_T2V_14B, in_channels=36), steps=40, guidance_scale=3.5, shift=5.0
+    ),
+}
+
+
+def variant(name: str) -> Variant:
+    """The row called `name`; raises InputError with the nearest name for an unknown one."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    near = get_close_matches(name, VARIANTS, n=1, cutoff=0.0)[0]
+    raise InputError(f"unknown model {name!r}: did you mean {near!r}? ({', '.join(VARIANTS)})")
