@@ -51,9 +51,10 @@ class UMT5Encoder(nn.Module):
     def __call__(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"] | Int[Array, "b l"]
     ) -> Float[Array, "b l d"]:
-        """Encode `tokens`; positions where `mask` is 0 are not attended to and come out as zeros."""
+        """Encode `tokens`; positions where `mask` is 0 are not attended to and become zeros."""
         cfg = self.config
-        embed = nn.Embed(cfg.vocab, cfg.dim, embedding_init=init.normal(1.0), name="token_embedding")
+        unit = init.normal(1.0)
+        embed = nn.Embed(cfg.vocab, cfg.dim, embedding_init=unit, name="token_embedding")
         x = embed(tokens).astype(jnp.float32)
         buckets = jnp.asarray(relative_buckets(tokens.shape[1], cfg.buckets, cfg.max_distance))
         blocks = nn.scan(

@@ -131,8 +131,8 @@ def rotary_tables(grid: tuple[int, ...], head_dim: int) -> RotaryTables:
         for parts, function in ((cosines, np.cos), (sines, np.sin)):
             table = function(angle).astype(np.float32)
             parts.append(jnp.broadcast_to(table, (*grid, width // 2)))
-    flat = (jnp.concatenate(parts, axis=-1).reshape(-1, head_dim // 2) for parts in (cosines, sines))
-    return tuple(flat)
+    cos, sin = (jnp.concatenate(parts, -1).reshape(-1, head_dim // 2) for parts in (cosines, sines))
+    return cos, sin
 
 
 def rotate(x: Float[Array, "b l h d"], tables: RotaryTables) -> Float[Array, "b l h d"]:
