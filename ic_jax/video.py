@@ -1,0 +1,304 @@
+"""Video files in and out: every frame, in display orientation, in full-range RGB.
+
+Reading trusts what decodes and nothing that a header promises: frame counts in headers are
+often wrong. Writing keeps size, frame rate and audio.
+"""
+
+import heapq
+import os
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+from ic_jax.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+
+# Chroma is interpolated at full width and rounded, not truncated: about 2 dB on sharp colours.
+_SCALER = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
+
+# Decoders need some packets before the first sample that is heard; mp4 hides what lies before 0.
+_AUDIO_RUN_UP = Fraction(1, 10)  # seconds; covers the priming of AAC, MP3 and Opus
+
+# ITU-T H.273 matrix coefficients as libswscale groups them.
+_MATRIX = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+
+
+class Clip(NamedTuple):
+    """A decoded video. `write_video(..., audio_from=clip.path)` carries its audio on."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]  # display orientation, full-range RGB
+    fps: Fraction  # exact; the average rate where the file's rate varies
+    pixel_aspect: Fraction  # width / height of one pixel as displayed, 1 for square pixels
+    path: Path  # the file, or the folder of frames
+
+
+def read_video(
+    path: str | os.PathLike, max_frames: int | None = None, fps: Fraction = Fraction(24)
+) -> Clip:
+    """Decodes a video file, an animated GIF, or a folder of PNG and JPEG frames.
+
+    Rotation by quarter turns is undone, and limited or full range, BT.601, BT.709 or BT.2020 become
+    full-range RGB. Files that name no matrix are read as BT.709 from 1280 pixels wide or 577 high,
+    as BT.601 below, as players do; wide-gamut and HDR colours are not tone-mapped.
+
+    Args:
+      path: a file or a folder, whose images are taken in natural order (frame_2 before frame_10).
+      max_frames: stop after this many frames.
+      fps: frames per second of a folder of images; a file knows its own.
+
+    Raises:
+      InputError: nothing there, not a video, no video stream, no frames, or a damaged file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path of the video")
+    if path.is_dir():
+        frames = _same_size(path, islice(_images(path), max_frames))
+        return Clip(frames, fps, Fraction(1), path)
+    try:
+        return _read_file(path, max_frames)
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "undecodable"
+        message = f"{path}: cannot be decoded as a video ({reason}); re-encode or download it again"
+        raise InputError(message) from error
+
+
+def write_video(
+    path: str | os.PathLike,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    fps: Fraction,
+    audio_from: str | os.PathLike | None = None,
+    pixel_aspect: Fraction = Fraction(1),
+) -> None:
+    """Writes H.264 in mp4, tagged BT.709 limited range, at exactly this size and rate.
+
+    Even sizes use 4:2:0 chroma, which plays everywhere. 4:2:0 cannot hold an odd size, so odd
+    widths or heights use 4:4:4 rather than lose or gain a line; some hardware players refuse it.
+
+    Audio of `audio_from` is copied packet by packet (transcoded to AAC only where mp4 cannot hold
+    its codec), aligned with that file's first frame, and ends with the last frame to within one
+    packet. A source without audio is no error. The file appears whole or not at all.
+
+    Args:
+      fps: frames per second.
+      audio_from: the file or folder that the frames were read from.
+      pixel_aspect: width / height of one pixel as displayed.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with av.open(partial, "w", format="mp4", options={"movflags": "faststart"}) as out:
+            video = _add_video(out, frames.shape, Fraction(fps), pixel_aspect)
+            if audio_from is None or Path(audio_from).is_dir():
+                out.mux(_encoded(video, frames))
+            else:
+                with av.open(audio_from, metadata_errors="ignore") as source:
+                    audio = _audio_packets(out, source, Fraction(len(frames)) / fps)
+                    for packet in heapq.merge(_encoded(video, frames), audio, key=_seconds):
+                        out.mux(packet)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_float(frames: UInt8[np.ndarray, "*dims"]) -> Float[np.ndarray, "*dims"]:
+    """0..255 to float32 in [-1, 1]."""
+    return frames.astype(np.float32) / 127.5 - 1
+
+
+def to_uint8(frames: Float[np.ndarray, "*dims"]) -> UInt8[np.ndarray, "*dims"]:
+    """[-1, 1] to the nearest of 0..255; values outside are clipped."""
+    return np.round((np.clip(frames, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _read_file(path: Path, max_frames: int | None) -> Clip:
+    with av.open(path, metadata_errors="ignore") as container:
+        stream = _video_stream(container)
+        if stream is None:
+            raise InputError(f"{path}: has no video stream; give a video file")
+        stream.thread_type = "AUTO"
+        fps = stream.average_rate or stream.guessed_rate
+        if not fps:
+            raise InputError(f"{path}: states no frame rate; re-encode it with one")
+        turned = False
+        images = []
+        for frame in islice(_decoded(container, stream, path), max_frames):
+            turned = frame.rotation % 180 != 0
+            images.append(np.rot90(_rgb(frame), round(frame.rotation / 90)))
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return Clip(_same_size(path, images), Fraction(fps), 1 / aspect if turned else aspect, path)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first video that is not a cover picture."""
+    cover = av.stream.Disposition.attached_pic
+    return next((s for s in container.streams.video if not s.disposition & cover), None)
+
+
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path
+) -> Iterator[av.VideoFrame]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise InputError(f"{path}: the file is cut off or damaged; copy or download it again")
+        yield from packet.decode()
+
+
+def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """Full-range RGB by libswscale, told outright what it reads: its own guesses differ by build."""
+    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    hd = frame.width >= 1280 or frame.height > 576
+    matrix = _MATRIX.get(frame.colorspace, Colorspace.ITU709 if hd else Colorspace.ITU601)
+    return frame.to_ndarray(
+        format="rgb24",
+        interpolation=_SCALER,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=ColorRange.JPEG if full or frame.format.is_rgb else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+    )
+
+
+def _images(folder: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES]
+    for file in sorted(files, key=_natural):
+        try:
+            with Image.open(file) as image:
+                yield np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
+            raise InputError(f"{file}: not a readable image; remove or replace it") from error
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """Sort key: digits by value, everything else as text."""
+    return [(int(d or 0), s) for d, s in re.findall(r"(\d+)|(\D+)", file.name)]
+
+
+def _same_size(
+    path: Path, images: Iterable[UInt8[np.ndarray, "h w 3"]]
+) -> UInt8[np.ndarray, "t h w 3"]:
+    images = list(images)
+    if not images:
+        raise InputError(f"{path}: holds no frames; give a video file or a folder of PNG or JPEG")
+    for number, image in enumerate(images):
+        if image.shape != images[0].shape:
+            (h, w), (first_h, first_w) = image.shape[:2], images[0].shape[:2]
+            raise InputError(
+                f"{path}: frame {number} is {w}x{h} but the first is {first_w}x{first_h}; "
+                "all frames must have one size"
+            )
+    return np.stack(images)
+
+
+def _add_video(
+    out: av.container.OutputContainer, shape: tuple[int, ...], fps: Fraction, aspect: Fraction
+) -> av.VideoStream:
+    # A fixed thread count: x264's decisions depend on it, and files should not depend on machines.
+    options = {"crf": "16", "preset": "medium", "threads": "4"}
+    stream = out.add_stream("libx264", rate=fps, options=options)
+    _, stream.height, stream.width, _ = shape
+    stream.pix_fmt = "yuv420p" if stream.height % 2 == stream.width % 2 == 0 else "yuv444p"
+    context = stream.codec_context
+    context.sample_aspect_ratio = aspect
+    context.color_range = ColorRange.MPEG
+    context.colorspace = Colorspace.ITU709
+    context.color_primaries = ColorPrimaries.BT709
+    context.color_trc = ColorTrc.BT709
+    return stream
+
+
+def _encoded(
+    stream: av.VideoStream, frames: UInt8[np.ndarray, "t h w 3"]
+) -> Iterator[av.Packet]:
+    for number, image in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(
+            format=stream.pix_fmt,
+            interpolation=_SCALER,
+            src_colorspace=Colorspace.ITU709,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts, frame.time_base = number, 1 / stream.codec_context.framerate
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def _seconds(packet: av.Packet) -> Fraction:
+    return packet.dts * packet.time_base
+
+
+def _audio_packets(
+    out: av.container.OutputContainer, source: av.container.InputContainer, seconds: Fraction
+) -> Iterator[av.Packet]:
+    """Packets of the source's first audio stream, from its first frame on for so many seconds."""
+    if not source.streams.audio:
+        return iter(())
+    stream = source.streams.audio[0]
+    video = _video_stream(source)
+    start = (video.start_time or 0) * video.time_base if video else Fraction(0)
+    offset = round(start / stream.time_base)
+    try:
+        target = out.add_stream_from_template(stream)
+    except ValueError:  # mp4 cannot hold this codec
+        target = out.add_stream("aac", rate=stream.rate, layout=stream.layout)
+        return _transcoded(source, stream, target, offset, seconds)
+    return _copied(source, stream, target, offset, seconds)
+
+
+def _copied(
+    source: av.container.InputContainer,
+    stream: av.AudioStream,
+    target: av.AudioStream,
+    offset: int,
+    seconds: Fraction,
+) -> Iterator[av.Packet]:
+    for packet in source.demux(stream):
+        if packet.dts is None:  # the demuxer's end marker
+            continue
+        packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+        begins = packet.pts * packet.time_base
+        if begins >= seconds:
+            return
+        if begins >= -_AUDIO_RUN_UP:
+            packet.stream = target
+            yield packet
+
+
+def _transcoded(
+    source: av.container.InputContainer,
+    stream: av.AudioStream,
+    target: av.AudioStream,
+    offset: int,
+    seconds: Fraction,
+) -> Iterator[av.Packet]:
+    for frame in source.decode(stream):
+        frame.pts -= offset
+        if frame.pts * frame.time_base >= seconds:
+            break
+        if frame.pts >= 0:
+            yield from target.encode(frame)
+    yield from target.encode(None)

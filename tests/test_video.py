@@ -1,0 +1,290 @@
+"""Clips survive files: every frame, its colours, orientation, rate, size and sound."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from ic_jax.errors import InputError
+from ic_jax.video import read_video, to_float, to_uint8, write_video
+
+FILM = Fraction(24000, 1001)
+
+
+def _clip(frames=9, height=64, width=96):
+    """A smooth coloured clip that changes over time and has no symmetry."""
+    t, y, x = np.meshgrid(
+        np.arange(frames) / 9, np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij"
+    )
+    channels = [0.8 * x + 0.1 * t, 0.7 * y + 0.1 * t, 0.5 + 0.4 * np.sin(3 * x + 2 * y + t)]
+    return np.round(255 * np.stack(channels, -1)).astype(np.uint8)
+
+
+def _psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+def _encode(path, frames, codec="libx264", pix_fmt="yuv420p", full=False, matrix=1, rotation=0):
+    """A plain ffmpeg-style writer, so that reading is not tested by our own writing alone."""
+    scale = {"src_color_range": "JPEG", "dst_color_range": "JPEG" if full else "MPEG"}
+    names = {1: "ITU709", 5: "ITU601", 2: "ITU601"}
+    scale |= {"src_colorspace": names[matrix], "dst_colorspace": names[matrix]}
+    with av.open(path, "w") as out:
+        stream = out.add_stream(codec, rate=25, options={"qp": "1"})
+        _, stream.height, stream.width, _ = frames.shape
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.color_range = 2 if full else 1
+        stream.codec_context.colorspace = matrix
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for image in frames:
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pix_fmt, **scale)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def _add_sound(path, video, codec, seconds, picture_delay=0):
+    """A copy of a video file with a rising tone of so many seconds."""
+    with av.open(video) as source, av.open(path, "w") as out:
+        picture = out.add_stream_from_template(source.streams.video[0])
+        sound = out.add_stream(codec, rate=16000, layout="mono")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = picture
+                packet.pts += round(picture_delay / packet.time_base)
+                packet.dts += round(picture_delay / packet.time_base)
+                out.mux(packet)
+        time = np.arange(int(16000 * seconds)) / 16000
+        wave = 9000 * np.sin(2 * np.pi * (200 + 300 * time) * time)
+        frame = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        out.mux(sound.encode(frame))
+        out.mux(sound.encode())
+    return path
+
+
+def _sound(path):
+    """Decoded samples, in [-1, 1], their rate, and the codec's name."""
+    with av.open(path) as container:
+        stream = container.streams.audio[0]
+        to_mono = av.AudioResampler("flt", "mono", stream.rate)
+        frames = [f for frame in container.decode(stream) for f in to_mono.resample(frame)]
+        return np.concatenate([f.to_ndarray()[0] for f in frames]), stream.rate, stream.name
+
+
+def _sound_packets(path):
+    with av.open(path) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def _lag(sound, reference):
+    """Samples by which a sound comes later than the reference."""
+    return np.correlate(sound[3000:12000], reference[5000:8000]).argmax() - 2000
+
+
+@pytest.mark.parametrize("fps", [FILM, Fraction(25), Fraction(30000, 1001)])
+@pytest.mark.parametrize("size", [(64, 96), (63, 97), (64, 97), (1, 2)])
+def test_frames_size_and_rate_survive_the_file(tmp_path, fps, size):
+    frames = _clip(9, *size)
+    write_video(tmp_path / "clip.mp4", frames, fps)
+    clip = read_video(tmp_path / "clip.mp4")
+    assert clip.frames.shape == frames.shape
+    assert clip.fps == fps and clip.pixel_aspect == 1
+    if min(size) > 2:
+        assert _psnr(clip.frames, frames) > 40
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_files_say_which_colours_they_hold_and_are_the_same_every_time(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, _clip(), FILM, pixel_aspect=Fraction(4, 3))
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    with av.open(tmp_path / "a.mp4") as container:
+        frame = next(container.decode(video=0))
+    assert frame.format.name == "yuv420p"
+    assert (frame.colorspace, frame.color_range) == (1, 1)
+    assert (frame.color_primaries, frame.color_trc) == (1, 1)
+    assert read_video(tmp_path / "a.mp4").pixel_aspect == Fraction(4, 3)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, _clip(), FILM)
+    before = path.read_bytes()
+    with pytest.raises(av.error.FFmpegError):
+        write_video(path, _clip(), FILM, audio_from=tmp_path / "missing.mp4")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_reading_stops_after_max_frames(tmp_path):
+    write_video(tmp_path / "clip.mp4", _clip(), FILM)
+    whole, part = read_video(tmp_path / "clip.mp4"), read_video(tmp_path / "clip.mp4", 4)
+    np.testing.assert_array_equal(part.frames, whole.frames[:4])
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_rotation_metadata_is_honoured(tmp_path, rotation):
+    frames = _clip()
+    path = _encode(tmp_path / "turned.mp4", frames, rotation=rotation)
+    shown = np.rot90(frames, rotation // 90, axes=(1, 2))
+    clip = read_video(path)
+    assert clip.frames.shape == shown.shape
+    assert _psnr(clip.frames, shown) > 40
+
+
+def test_a_quarter_turn_turns_the_pixels_shape_too(tmp_path):
+    write_video(tmp_path / "wide.mp4", _clip(), FILM, pixel_aspect=Fraction(4, 3))
+    with av.open(tmp_path / "wide.mp4") as source, av.open(tmp_path / "tall.mp4", "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.set_display_rotation(90)
+        for frame in source.decode(video=0):
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    assert read_video(tmp_path / "tall.mp4").pixel_aspect == Fraction(3, 4)
+
+
+@pytest.mark.parametrize("matrix", [1, 5, 2])
+@pytest.mark.parametrize("full", [False, True])
+def test_range_and_matrix_do_not_change_the_colours(tmp_path, full, matrix):
+    frames = _clip()
+    path = _encode(tmp_path / "c.mp4", frames, pix_fmt="yuv444p", full=full, matrix=matrix)
+    error = read_video(path).frames.astype(int) - frames
+    assert np.abs(error).max() <= 6 and np.abs(error.mean((0, 1, 2))).max() < 1
+    flat = np.broadcast_to(np.array([230, 40, 90], np.uint8), (2, 64, 96, 3))
+    path = _encode(tmp_path / "f.mp4", flat, full=full, matrix=matrix)
+    assert np.abs(read_video(path).frames.astype(int) - flat).max() <= 2
+
+
+def test_a_file_that_names_no_matrix_is_read_by_its_size(tmp_path):
+    flat = np.broadcast_to(np.array([230, 40, 90], np.uint8), (1, 720, 1280, 3))
+    tagged = read_video(_encode(tmp_path / "tagged.mkv", flat, matrix=1)).frames
+    np.testing.assert_allclose(tagged.mean((0, 1, 2)), [230, 40, 90], atol=2)
+    with av.open(tmp_path / "tagged.mkv") as source, av.open(tmp_path / "bare.mkv", "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"qp": "1"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for frame in source.decode(video=0):
+            frame.colorspace = 2
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    with av.open(tmp_path / "bare.mkv") as container:
+        assert next(container.decode(video=0)).colorspace == 2
+    np.testing.assert_allclose(read_video(tmp_path / "bare.mkv").frames, tagged, atol=2)
+
+
+@pytest.mark.parametrize("codec, container", [("aac", "mp4"), ("libmp3lame", "mkv")])
+def test_sound_is_copied_and_cut_to_the_clip(tmp_path, codec, container):
+    silent = _encode(tmp_path / "silent.mp4", _clip(25))
+    source = _add_sound(tmp_path / f"sound.{container}", silent, codec, seconds=3)
+    clip = read_video(source)
+    write_video(tmp_path / "out.mp4", clip.frames, clip.fps, audio_from=clip.path)
+    before, after = _sound_packets(source), _sound_packets(tmp_path / "out.mp4")
+    assert len(after) < len(before) and after == before[: len(after)]
+    samples, rate, _ = _sound(tmp_path / "out.mp4")
+    assert rate == 16000 and 1 <= len(samples) / rate < 1 + 2 * 1152 / rate
+    np.testing.assert_allclose(_lag(samples, _sound(source)[0]), 0, atol=2)
+    assert read_video(tmp_path / "out.mp4").frames.shape == clip.frames.shape
+
+
+def test_sound_that_mp4_cannot_hold_becomes_aac(tmp_path):
+    silent = _encode(tmp_path / "silent.mp4", _clip(25))
+    source = _add_sound(tmp_path / "sound.mov", silent, "adpcm_ima_qt", seconds=0.8)
+    write_video(tmp_path / "out.mp4", _clip(25), Fraction(25), audio_from=source)
+    samples, rate, codec = _sound(tmp_path / "out.mp4")
+    assert codec == "aac" and rate == 16000 and 0.8 <= len(samples) / rate < 0.93
+    np.testing.assert_allclose(_lag(samples, _sound(source)[0]), 0, atol=2)
+
+
+def test_sound_keeps_its_place_when_the_picture_starts_later(tmp_path):
+    silent = _encode(tmp_path / "silent.mp4", _clip(25))
+    source = _add_sound(tmp_path / "sound.mkv", silent, "aac", seconds=3, picture_delay=0.5)
+    write_video(tmp_path / "out.mp4", _clip(25), Fraction(25), audio_from=source)
+    samples, heard = _sound(tmp_path / "out.mp4")[0], _sound(source)[0]
+    np.testing.assert_allclose(_lag(samples, heard[8000:]), 0, atol=16)  # 1 ms
+
+
+def test_a_source_without_sound_is_no_error(tmp_path):
+    silent = _encode(tmp_path / "silent.mp4", _clip())
+    write_video(tmp_path / "out.mp4", _clip(), FILM, audio_from=silent)
+    write_video(tmp_path / "out.mp4", _clip(), FILM, audio_from=tmp_path)
+    with av.open(tmp_path / "out.mp4") as container:
+        assert not container.streams.audio
+
+
+def test_a_folder_of_images_is_read_in_natural_order(tmp_path):
+    frames = _clip(12)
+    for number, image in enumerate(frames):
+        Image.fromarray(image).save(tmp_path / f"frame_{number}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    clip = read_video(tmp_path, fps=FILM)
+    np.testing.assert_array_equal(clip.frames, frames)
+    assert clip.fps == FILM
+    assert len(read_video(tmp_path, max_frames=5).frames) == 5
+
+
+def test_an_animated_gif_is_a_clip(tmp_path):
+    images = [Image.fromarray(image) for image in _clip(5)]
+    images[0].save(tmp_path / "c.gif", save_all=True, append_images=images[1:], duration=40)
+    clip = read_video(tmp_path / "c.gif")
+    assert clip.frames.shape == (5, 64, 96, 3) and clip.fps == 25
+
+
+def test_floats_and_bytes_are_one_to_one():
+    every = np.arange(256, dtype=np.uint8)
+    assert to_float(every).min() == -1 and to_float(every).max() == 1
+    np.testing.assert_array_equal(to_uint8(to_float(every)), every)
+    np.testing.assert_array_equal(to_uint8(np.array([-3.0, 3.0], np.float32)), [0, 255])
+
+
+def _refusal(path):
+    """The one line that reading this path is refused with."""
+    with pytest.raises(InputError) as caught:
+        read_video(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message.removeprefix(str(path))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    expected = ": no such file or folder; check the path of the video"
+    assert _refusal(tmp_path / "none.mp4") == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"this is a letter, not a video\n" * 40])
+def test_what_is_no_video_is_refused(tmp_path, content):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    assert "cannot be decoded as a video" in _refusal(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    write_video(tmp_path / "clip.mp4", _clip(), FILM)
+    content = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: int(kept * len(content))])
+    message = _refusal(tmp_path / "cut.mp4")
+    assert "cut off or damaged" in message or "cannot be decoded" in message
+
+
+def test_sound_alone_is_refused(tmp_path):
+    with av.open(tmp_path / "song.mp4", "w") as out:
+        stream = out.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        frame.sample_rate = 16000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    assert _refusal(tmp_path / "song.mp4") == ": has no video stream; give a video file"
+
+
+def test_folders_without_frames_or_with_bad_ones_are_refused(tmp_path):
+    expected = ": holds no frames; give a video file or a folder of PNG or JPEG"
+    assert _refusal(tmp_path) == expected
+    Image.fromarray(_clip()[0]).save(tmp_path / "0.png")
+    Image.fromarray(_clip()[0, :50]).save(tmp_path / "1.png")
+    assert "frame 1 is 96x50 but the first is 96x64" in _refusal(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="1.png: not a readable image; remove or replace it"):
+        read_video(tmp_path)
