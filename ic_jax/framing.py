@@ -138,7 +138,7 @@ def take(
 def join(
     parts: Sequence[Shaped[np.ndarray, "length *dims"]], overlap: int, frames: int
 ) -> Shaped[np.ndarray, "t *dims"]:
-    """Undoes `windows`: where two share frames the earlier one's are kept, and padding is cropped."""
+    """Undoes `windows`: of shared frames the earlier window's are kept, and padding is cropped."""
     return np.concatenate([parts[0], *(part[overlap:] for part in parts[1:])])[:frames]
 
 

@@ -168,7 +168,7 @@ def _decoded(
 
 
 def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """Full-range RGB by libswscale, told outright what it reads: its own guesses differ by build."""
+    """Full-range RGB by libswscale, told outright what it reads, as its own guesses vary."""
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     hd = frame.width >= 1280 or frame.height > 576
     matrix = _MATRIX.get(frame.colorspace, Colorspace.ITU709 if hd else Colorspace.ITU601)

@@ -1,0 +1,147 @@
+"""The output folder of a run: it appears whole or not at all, and replaces nobody's files."""
+
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ic_jax.errors import InputError
+
+MADE_BY = "ic-jax"
+RESULT = "result.json"
+
+
+@contextmanager
+def output_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder to write into, which becomes `path` when the block ends well.
+
+    The last thing that the block writes is `write_result`. On any error, or Ctrl-C, nothing is
+    left behind, parents included, and what was at `path` stays as it was.
+
+    `path` may be absent, an empty folder, or an earlier result: a folder whose result.json says
+    that we made it and lists every file in it.
+
+    Raises:
+      InputError: `path` holds anything else, is a link or a file, or cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    _check_replaceable(path, path)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    made = _make_parents(path)
+    try:
+        try:
+            staging.mkdir()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield staging
+        if foreign := _foreign_files(staging):
+            raise RuntimeError(f"{RESULT} does not list {foreign}: write_result comes last")
+        _put_in_place(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+        raise
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Writes result.json: the result, who made it, and the names of all files in the folder.
+
+    Fractions and paths become text, arrays lists, and numbers that JSON lacks (inf, nan) null.
+    """
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    record = {"made_by": MADE_BY, **_plain(result), "files": sorted(files | {RESULT})}
+    (folder / RESULT).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def _check_replaceable(found: Path, path: Path) -> None:
+    """`found` is the folder to look into, `path` the name that the user knows it by."""
+    try:
+        if found.is_symlink() or (found.exists() and not found.is_dir()):
+            raise InputError(f"{path}: is not a folder; choose another --out")
+        foreign = _foreign_files(found) if found.exists() else []
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if foreign:
+        raise InputError(
+            f"{path}: holds files that are not an earlier result ({foreign[0]}); "
+            "choose another --out"
+        )
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Names of everything in a folder that its result.json does not claim. Follows no links."""
+    present = {
+        entry.relative_to(folder).as_posix()
+        for entry in folder.rglob("*")
+        if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir())
+    }
+    return sorted(present - _claimed(folder))
+
+
+def _claimed(folder: Path) -> set[str]:
+    try:
+        record = json.loads((folder / RESULT).read_text())
+        return set(record["files"]) if record["made_by"] == MADE_BY else set()
+    except (OSError, ValueError, TypeError, KeyError):  # not JSON, or not JSON of ours
+        return set()
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Makes the folders above `path`; returns those that were missing, innermost first."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove_empty(missing)
+        raise _unwritable(path, error) from error
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # never made, or another run has begun to use it
+            folder.rmdir()
+
+
+def _put_in_place(staging: Path, path: Path) -> None:
+    if not path.exists():
+        staging.rename(path)
+        return
+    aside = staging.with_suffix(".replaced")
+    path.rename(aside)
+    try:
+        _check_replaceable(aside, path)  # again: files may have been added during the run
+        staging.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{path}: cannot be written ({reason}); choose another --out")
+
+
+def _plain(value: Any) -> Any:
+    """The value in terms that JSON has."""
+    match value:
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist())
+        case float():
+            return value if math.isfinite(value) else None
+        case Fraction() | Path():
+            return str(value)
+    return value
