@@ -1,0 +1,150 @@
+"""Pinhole cameras: where a pixel's ray goes, and where a point of space lands.
+
+Axes are OpenCV's: x to the right, y down, z forward, seen from the camera. A pose `c2w`
+maps camera coordinates to world coordinates, so its last column is the camera's position.
+Intrinsics are in pixels, and the centre of the top-left pixel is (0.5, 0.5). Depth is
+z-depth: the coordinate along the optical axis, not the length of the ray.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from ic_jax.errors import InputError
+
+# How far R Rᵀ may be from the identity: files hold poses in a few printed digits.
+RIGID_TOLERANCE = 1e-3
+
+
+class Camera(NamedTuple):
+    """One camera, or one per frame of a clip. Build it with `camera`, which validates."""
+
+    c2w: Float[Array, "*t 4 4"]
+    intrinsics: Float[Array, "*t 3 3"]
+
+
+def camera(c2w: ArrayLike, intrinsics: ArrayLike, frames: int) -> Camera:
+    """A checked camera per frame, from poses and intrinsics given once or per frame.
+
+    Args:
+        c2w: [4, 4] or [frames, 4, 4], camera to world, in the units of the depth.
+        intrinsics: [3, 3] or [frames, 3, 3], in pixels of the image that they belong to.
+        frames: number of frames of the result.
+
+    Raises:
+        InputError: a shape that does not fit, a number that is not finite, a pose that is
+            not a rigid transform, intrinsics without a positive focal length.
+    """
+    poses = _per_frame("c2w", c2w, 4, frames)
+    matrices = _per_frame("intrinsics", intrinsics, 3, frames)
+    _check_rigid(poses)
+    _check_intrinsics(matrices)
+    return Camera(jnp.asarray(poses, jnp.float32), jnp.asarray(matrices, jnp.float32))
+
+
+def intrinsics_from_fov(fov_degrees: float, height: int, width: int) -> Float[Array, "3 3"]:
+    """Square pixels, the optical axis through the middle, and a horizontal field of view.
+
+    Raises:
+        InputError: the field of view is not between 0 and 180 degrees.
+    """
+    if not 0 < fov_degrees < 180:
+        raise InputError(f"the field of view is {fov_degrees} degrees; give one in (0, 180)")
+    focal = 0.5 * width / np.tan(0.5 * np.radians(fov_degrees))
+    return jnp.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], jnp.float32)
+
+
+def scale_intrinsics(
+    intrinsics: Float[Array, "*t 3 3"],
+    scale_x: float,
+    scale_y: float,
+    offset_x: float = 0.0,
+    offset_y: float = 0.0,
+) -> Float[Array, "*t 3 3"]:
+    """Intrinsics after an image is resized by the scales, then cropped.
+
+    The offsets are the left and top margins cut off, in pixels of the resized image
+    (negative: padding added). Pixel centres at +0.5 make this a plain product.
+    """
+    change = jnp.array([[scale_x, 0, -offset_x], [0, scale_y, -offset_y], [0, 0, 1]])
+    return compose(change, intrinsics)
+
+
+def compose(outer: Float[Array, "*a n n"], inner: Float[Array, "*b n n"]) -> Float[Array, "..."]:
+    """Matrix product at full precision: a TPU's default would move pixels by whole pixels."""
+    return jnp.matmul(outer, inner, precision=jax.lax.Precision.HIGHEST)
+
+
+def pixel_centres(height: int, width: int) -> Float[Array, "{height} {width} 2"]:
+    """(x, y) of every pixel's centre."""
+    x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
+    return jnp.stack([x, y], axis=-1)
+
+
+def unproject(
+    pixels: Float[Array, "h w 2"], depth: Float[Array, "h w"], camera: Camera
+) -> Float[Array, "h w 3"]:
+    """World points at the given depth behind the pixels of one camera."""
+    rays = jnp.stack([*jnp.moveaxis(pixels, -1, 0), jnp.ones_like(depth)], axis=-1)
+    points = _apply(jnp.linalg.inv(camera.intrinsics), rays) * depth[..., None]
+    return _apply(camera.c2w[:3, :3], points) + camera.c2w[:3, 3]
+
+
+def project(
+    points: Float[Array, "h w 3"], camera: Camera
+) -> tuple[Float[Array, "h w 2"], Float[Array, "h w"]]:
+    """Pixels and depth of world points in one camera.
+
+    The depth is negative behind the camera; the pixels mean something only where it is
+    positive, and are finite everywhere except on the camera's own plane.
+    """
+    local = _apply(camera.c2w[:3, :3].T, points - camera.c2w[:3, 3])
+    depth = local[..., 2]
+    image = _apply(camera.intrinsics, local)
+    return image[..., :2] / depth[..., None], depth
+
+
+def _apply(matrix: Float[Array, "3 3"], points: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
+    return jnp.einsum("ij,hwj->hwi", matrix, points, precision=jax.lax.Precision.HIGHEST)
+
+
+def _per_frame(name: str, values: ArrayLike, size: int, frames: int) -> np.ndarray:
+    try:
+        values = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is not an array of numbers") from None
+    wanted = ((size, size), (frames, size, size))
+    if values.shape not in wanted:
+        raise InputError(f"{name} has shape {values.shape}; give {wanted[0]} or {wanted[1]}")
+    if not np.isfinite(values).all():
+        raise InputError(f"{name} holds a number that is not finite")
+    return np.broadcast_to(values, wanted[1])
+
+
+def _check_rigid(poses: np.ndarray) -> None:
+    rotation = poses[:, :3, :3]
+    gram_error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    last_row_error = np.abs(poses[:, 3] - [0, 0, 0, 1]).max(1)
+    bad = (np.maximum(gram_error, last_row_error) > RIGID_TOLERANCE) | (
+        np.linalg.det(rotation) < 0
+    )
+    if bad.any():
+        raise InputError(
+            f"c2w of frame {bad.argmax()} is not a rigid transform; give a rotation without scale"
+            " or mirror, a translation, and the last row 0 0 0 1"
+        )
+
+
+def _check_intrinsics(matrices: np.ndarray) -> None:
+    focal = np.minimum(matrices[:, 0, 0], matrices[:, 1, 1])
+    last_row_error = np.abs(matrices[:, 2] - [0, 0, 1]).max(1)
+    bad = (focal <= 0) | (last_row_error > RIGID_TOLERANCE) | (np.linalg.det(matrices) <= 0)
+    if bad.any():
+        raise InputError(
+            f"intrinsics of frame {bad.argmax()} are singular or not a camera's;"
+            " give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0"
+        )

@@ -1,0 +1,294 @@
+"""The warp: a clip seen again from other cameras, as a linear map on its pixels.
+
+Two steps, frame by frame. First the *surface*: every source pixel is splatted into the target
+view as a box as large as its local magnification, and each target pixel keeps the nearest
+depth (a z-buffer). Neighbouring boxes touch, so a surface has no cracks however much it is
+magnified, and what stays empty was hidden from the source. Then the *weights*: a target pixel
+looks back along its surface point to the source and gathers bilinear corners there, each
+weighed by how well its own depth agrees with the surface (a soft z-buffer), so that colours
+never mix across a depth edge.
+
+Gathering rather than scattering colours makes `apply` the same, bit for bit, on every run of
+every device, and leaves one pass of scatters, over depth alone, at construction.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from ic_jax.geometry.camera import Camera, pixel_centres, project, unproject
+from ic_jax.geometry.depth import RELATIVE_JUMP, depth_edges
+
+# Half the side of the largest splat, in target pixels: surfaces magnified more than twice
+# this are not shown, for too little of them was seen.
+LARGEST_SPLAT = 4.0
+# Neighbours that part by more than this many target pixels are torn, not stretched.
+LARGEST_STRETCH = 4.0
+# Stands for the unknown depth of dropped pixels: behind everything.
+FAR = 1e10
+# Source pixels per target pixel that the gather can average; minified further, it aliases.
+LARGEST_SHRINK = 2.0
+# Weights closer than this to 0 or 1 are rounding: normalisation must not amplify the former,
+# and an identity must be one exactly.
+VANISHING = 1e-3
+# Fixed-point steps from the splatted depth to the point where the pixel's ray meets the surface.
+REFINEMENTS = 2
+
+
+class WarpOperator(NamedTuple):
+    """Source clip to target view: linear, with its exact adjoint. Build with `warp_operator`.
+
+    It holds geometry alone; the weights (1 GB and more for a long clip) are made again in each
+    frame of `apply` and `adjoint`. Every leaf has time as its leading axis.
+    """
+
+    depth: Float[Array, "*b t h w"]
+    keep: Bool[Array, "*b t h w"]
+    source: Camera
+    target: Camera
+    surface: Float[Array, "*b t h w"]
+    """Depth in the target view, infinite where there is nothing."""
+    visible: Float[Array, "*b t h w"]
+    """Share of each target pixel that the source saw, in [0, 1]."""
+
+    def apply(self, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
+        """The clip in the target view; 0 where nothing is visible."""
+        return jax.lax.map(lambda pair: _gather(_corners(pair[0]), pair[1]), (self, clip))
+
+    def adjoint(self, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
+        """The transpose of `apply`: each target pixel handed back to where it came from."""
+
+        def frame(pair):
+            corners = _corners(pair[0])
+            transpose = jax.linear_transpose(lambda image: _gather(corners, image), pair[1])
+            return transpose(pair[1])[0]
+
+        return jax.lax.map(frame, (self, clip))
+
+
+class Corners(NamedTuple):
+    """The source pixels that one target frame gathers, k for every target pixel."""
+
+    rows: Int[Array, "h w k"]
+    columns: Int[Array, "h w k"]
+    weights: Float[Array, "h w k"]
+    visible: Float[Array, "h w"]
+
+
+def warp_operator(
+    depth: Float[Array, "t h w"],
+    source: Camera,
+    target: Camera,
+    *,
+    keep: Bool[Array, "t h w"] | None = None,
+    edges: bool = True,
+) -> WarpOperator:
+    """The operator from the source cameras' clip to the target cameras' view of it.
+
+    Args:
+        depth: z-depth of the source clip, above 0.
+        source: one camera per frame.
+        target: one camera per frame; the image size is the source's.
+        keep: False drops a pixel, whose depth may then be anything. None keeps all.
+        edges: drop flying pixels as well, by the rule of `depth_edges`.
+    """
+    keep = jnp.ones(depth.shape, bool) if keep is None else keep
+    depth = jnp.where(keep & (depth > 0), depth, FAR)
+    if edges:
+        keep &= depth_edges(depth)
+    return jax.lax.map(lambda frame: _frame_operator(*frame), (depth, keep, source, target))
+
+
+def warp_frame(
+    frame: Float[Array, "h w c"],
+    depth: Float[Array, "h w"],
+    source: Camera,
+    target: Camera,
+    *,
+    keep: Bool[Array, "h w"] | None = None,
+    edges: bool = True,
+) -> tuple[Float[Array, "h w c"], Float[Array, "h w"]]:
+    """One frame and its visibility from any other camera: how frame s fills the view at t.
+
+    Cameras have no time axis here; the rest is as in `warp_operator`.
+    """
+    one = jax.tree.map(lambda leaf: leaf[None], (depth, source, target, keep))
+    operator = warp_operator(*one[:3], keep=one[3], edges=edges)
+    return operator.apply(frame[None])[0], operator.visible[0]
+
+
+def _frame_operator(
+    depth: Float[Array, "h w"], keep: Bool[Array, "h w"], source: Camera, target: Camera
+) -> WarpOperator:
+    surface = _splat_depth(depth, keep, source, target)
+    operator = WarpOperator(depth, keep, source, target, surface, jnp.zeros_like(surface))
+    for _ in range(REFINEMENTS):
+        operator = operator._replace(surface=_refine(operator))
+    return operator._replace(visible=_corners(operator).visible)
+
+
+def _splat_depth(
+    depth: Float[Array, "h w"], keep: Bool[Array, "h w"], source: Camera, target: Camera
+) -> Float[Array, "h w"]:
+    """Nearest depth in every target pixel, infinite where no splat reaches."""
+    height, width = depth.shape
+    pixels, z = project(unproject(pixel_centres(height, width), depth, source), target)
+    magnification = _focals(target) / _focals(source) * (depth / z)[..., None]
+    shown = keep & (z > 0) & jnp.all(magnification <= 2 * LARGEST_SPLAT, axis=-1)
+    pixels = jnp.where(shown[..., None], pixels, -jnp.inf)
+    half = jnp.where(shown[..., None], _half_splats(depth, pixels, magnification), 0.0)
+
+    cell = jnp.clip(jnp.floor(pixels), -2 * LARGEST_SPLAT, max(height, width) + 2 * LARGEST_SPLAT)
+    cell = cell.astype(jnp.int32)
+    # as many neighbouring pixels as the largest splat of this frame reaches
+    reach = jnp.ceil(jnp.max(half) - 0.5 - VANISHING).astype(jnp.int32)
+    side = 2 * reach + 1
+
+    def splat(step, surface):
+        x, y = cell[..., 0] + step % side - reach, cell[..., 1] + step // side - reach
+        offset = jnp.abs(jnp.stack([x, y], axis=-1) + 0.5 - pixels)
+        covered = jnp.all(offset <= half + VANISHING, axis=-1)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        index = jnp.where(shown & covered & inside, y * width + x, height * width)
+        return surface.at[index].min(z, mode="drop")
+
+    empty = jnp.full(height * width, jnp.inf)
+    return jax.lax.fori_loop(0, side * side, splat, empty).reshape(height, width)
+
+
+def _half_splats(
+    depth: Float[Array, "h w"],
+    pixels: Float[Array, "h w 2"],
+    magnification: Float[Array, "h w 2"],
+) -> Float[Array, "h w 2"]:
+    """Half sides of the boxes, in target pixels, that leave no gap between neighbours."""
+    limit = LARGEST_STRETCH * jnp.max(jnp.maximum(magnification, 1.0), axis=-1)
+    stretch = sum(_stretch(depth, pixels, limit, axis) for axis in (0, 1))
+    sides = jnp.maximum(jnp.maximum(magnification, stretch), 1.0)
+    return jnp.minimum(sides / 2, LARGEST_SPLAT)
+
+
+def _stretch(
+    depth: Float[Array, "h w"], pixels: Float[Array, "h w 2"], limit: Float[Array, "h w"], axis: int
+) -> Float[Array, "h w 2"]:
+    """How far the neighbours before and after land from a pixel, the larger of the two.
+
+    Neighbours on another surface, or torn away, do not count.
+    """
+    before, after = _neighbours(depth, axis)
+    joined = jnp.maximum(before, after) <= (1 + RELATIVE_JUMP) * jnp.minimum(before, after)
+    step = jnp.abs(jnp.diff(pixels, axis=axis))
+    joined &= jnp.max(step, axis=-1) <= jnp.minimum(*_neighbours(limit, axis))
+    step = jnp.where(joined[..., None], step, 0.0)
+    return jnp.maximum(*_both_sides(step, axis, 0.0))
+
+
+def _refine(operator: WarpOperator) -> Float[Array, "h w"]:
+    """One step towards the point where each target ray meets the source's surface.
+
+    A splat has one depth over all its pixels, which is wrong on slanted surfaces; the source's
+    depth where the ray lands is less wrong by the factor of the slant's parallax.
+    """
+    corners = _corners(operator)
+    # inverse depth is linear over a plane's image, depth is not
+    inverse = _gather(corners, 1 / operator.depth[..., None])[..., 0]
+    found = corners.visible > 0
+    pixels, _ = _look_back(operator)
+    points = unproject(pixels, 1 / jnp.where(found, inverse, 1.0), operator.source)
+    _, z = project(points, operator.target)
+    return jnp.where(found & (z > 0), z, operator.surface)
+
+
+def _look_back(operator: WarpOperator) -> tuple[Float[Array, "h w 2"], Float[Array, "h w"]]:
+    """Where in the source, and at what depth there, each target pixel's surface point lies."""
+    height, width = operator.surface.shape
+    surface = jnp.where(jnp.isfinite(operator.surface), operator.surface, 1.0)
+    points = unproject(pixel_centres(height, width), surface, operator.target)
+    return project(points, operator.source)
+
+
+def _corners(operator: WarpOperator) -> Corners:
+    """Tent weights around the look-back point, on the surface seen and no other."""
+    height, width = operator.surface.shape
+    seen = jnp.isfinite(operator.surface)
+    pixels, depth = _look_back(operator)
+    tent_width = _shrink(pixels, seen)
+    columns, tent_x = _tent(pixels[..., 0], tent_width[..., 0], width)
+    rows, tent_y = _tent(pixels[..., 1], tent_width[..., 1], height)
+    grid = (height, width, rows.shape[-1] * columns.shape[-1])
+
+    def pairs(of_rows, of_columns):
+        shape = (*of_rows.shape, of_columns.shape[-1])
+        return (
+            jnp.broadcast_to(of_rows[..., :, None], shape).reshape(grid),
+            jnp.broadcast_to(of_columns[..., None, :], shape).reshape(grid),
+        )
+
+    rows, columns = pairs(rows, columns)
+    tent = jnp.multiply(*pairs(tent_y, tent_x))
+    tent = jnp.where(seen[..., None], tent, 0.0)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
+
+    # full weight up to one jump away in depth, none from two
+    apart = jnp.abs(operator.depth[rows, columns] / depth[..., None] - 1) / RELATIVE_JUMP
+    agreeing = tent * jnp.where(inside, jnp.clip(2 - apart, 0.0, 1.0), 1.0)
+    known = jnp.where(inside & operator.keep[rows, columns], agreeing, 0.0)
+    total = known.sum(-1)
+    visible = total / jnp.where(total > 0, agreeing.sum(-1), 1.0)
+    weights = known / jnp.where(total > 0, total, 1.0)[..., None]
+    return Corners(rows, columns, weights, visible)
+
+
+def _tent(
+    position: Float[Array, "h w"], tent_width: Float[Array, "h w"], size: int
+) -> tuple[Int[Array, "h w n"], Float[Array, "h w n"]]:
+    """Indices around a position along one axis, and their weights."""
+    reach = int(LARGEST_SHRINK)
+    first = jnp.floor(jnp.clip(position, -reach, size + reach) - 0.5).astype(jnp.int32)
+    index = first[..., None] + jnp.arange(1 - reach, 1 + reach)
+    distance = jnp.abs(index + 0.5 - position[..., None])
+    tent = 1 - distance / tent_width[..., None]
+    tent = jnp.where(tent > 1 - VANISHING, 1.0, tent)
+    return index, jnp.where(tent < VANISHING, 0.0, tent)
+
+
+def _shrink(pixels: Float[Array, "h w 2"], seen: Bool[Array, "h w"]) -> Float[Array, "h w 2"]:
+    """Source pixels that a target pixel covers along x and y, from 1 to LARGEST_SHRINK."""
+    square = jnp.zeros_like(pixels)
+    for axis in (0, 1):
+        step = jnp.square(jnp.diff(pixels, axis=axis))
+        both_seen = jnp.logical_and(*_neighbours(seen, axis))
+        step = jnp.where(both_seen[..., None], step, jnp.inf)
+        # the side that stays on the surface
+        smaller = jnp.minimum(*_both_sides(step, axis, jnp.inf))
+        square += jnp.where(jnp.isfinite(smaller), smaller, 0.0)
+    return jnp.clip(jnp.sqrt(square), 1.0, LARGEST_SHRINK)
+
+
+def _neighbours(
+    values: Shaped[Array, "h w"], axis: int
+) -> tuple[Shaped[Array, "a b"], Shaped[Array, "a b"]]:
+    """The pixels before and after each boundary between pixels along an axis."""
+    size = values.shape[axis]
+    before = jax.lax.slice_in_dim(values, 0, size - 1, axis=axis)
+    return before, jax.lax.slice_in_dim(values, 1, size, axis=axis)
+
+
+def _both_sides(
+    step: Float[Array, "a b 2"], axis: int, border: float
+) -> tuple[Float[Array, "h w 2"], Float[Array, "h w 2"]]:
+    """Steps between neighbours, seen from the one before and from the one after."""
+    pads = [[(0, 0)] * 3, [(0, 0)] * 3]
+    pads[0][axis], pads[1][axis] = (1, 0), (0, 1)
+    return tuple(jnp.pad(step, pad, constant_values=border) for pad in pads)
+
+
+def _gather(corners: Corners, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    return jnp.sum(corners.weights[..., None] * image[corners.rows, corners.columns], axis=-2)
+
+
+def _focals(camera: Camera) -> Float[Array, "2"]:
+    return jnp.diagonal(camera.intrinsics)[:2]
