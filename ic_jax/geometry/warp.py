@@ -25,11 +25,9 @@ from ic_jax.geometry.depth import RELATIVE_JUMP, depth_edges
 # this are not shown, for too little of them was seen.
 LARGEST_SPLAT = 4.0
 # Neighbours that part by more than this many target pixels are torn, not stretched.
-LARGEST_STRETCH = 4.0
+LARGEST_STRETCH = 3.0
 # Stands for the unknown depth of dropped pixels: behind everything.
 FAR = 1e10
-# Source pixels per target pixel that the gather can average; minified further, it aliases.
-LARGEST_SHRINK = 2.0
 # Weights closer than this to 0 or 1 are rounding: normalisation must not amplify the former,
 # and an identity must be one exactly.
 VANISHING = 1e-3
@@ -69,11 +67,10 @@ class WarpOperator(NamedTuple):
 
 
 class Corners(NamedTuple):
-    """The source pixels that one target frame gathers, k for every target pixel."""
+    """The four source pixels that each pixel of a target frame gathers."""
 
-    rows: Int[Array, "h w k"]
-    columns: Int[Array, "h w k"]
-    weights: Float[Array, "h w k"]
+    index: Int[Array, "4 h w"]
+    weights: Float[Array, "4 h w"]
     visible: Float[Array, "h w"]
 
 
@@ -137,22 +134,21 @@ def _splat_depth(
     pixels, z = project(unproject(pixel_centres(height, width), depth, source), target)
     magnification = _focals(target) / _focals(source) * (depth / z)[..., None]
     shown = keep & (z > 0) & jnp.all(magnification <= 2 * LARGEST_SPLAT, axis=-1)
-    pixels = jnp.where(shown[..., None], pixels, -jnp.inf)
     half = jnp.where(shown[..., None], _half_splats(depth, pixels, magnification), 0.0)
-
-    cell = jnp.clip(jnp.floor(pixels), -2 * LARGEST_SPLAT, max(height, width) + 2 * LARGEST_SPLAT)
-    cell = cell.astype(jnp.int32)
-    # as many neighbouring pixels as the largest splat of this frame reaches
-    reach = jnp.ceil(jnp.max(half) - 0.5 - VANISHING).astype(jnp.int32)
-    side = 2 * reach + 1
+    z = jnp.where(shown, z, jnp.inf)
+    margin = 2 * LARGEST_SPLAT
+    pixels = jnp.clip(jnp.where(shown[..., None], pixels, 0.0), -margin, max(height, width) + margin)
+    # a box holds the pixel centres from `first` on, at most `side` of them along each axis
+    first = jnp.ceil(pixels - half - 0.5).astype(jnp.int32)
+    side = jnp.ceil(2 * jnp.max(half)).astype(jnp.int32)
 
     def splat(step, surface):
-        x, y = cell[..., 0] + step % side - reach, cell[..., 1] + step // side - reach
-        offset = jnp.abs(jnp.stack([x, y], axis=-1) + 0.5 - pixels)
-        covered = jnp.all(offset <= half + VANISHING, axis=-1)
+        x, y = first[..., 0] + step % side, first[..., 1] + step // side
+        offset = jnp.stack([x, y], axis=-1) + 0.5 - pixels
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        index = jnp.where(shown & covered & inside, y * width + x, height * width)
-        return surface.at[index].min(z, mode="drop")
+        value = jnp.where(inside & jnp.all(offset <= half, axis=-1), z, jnp.inf)
+        index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
+        return surface.at[index].min(value, mode="promise_in_bounds")
 
     empty = jnp.full(height * width, jnp.inf)
     return jax.lax.fori_loop(0, side * side, splat, empty).reshape(height, width)
@@ -167,7 +163,8 @@ def _half_splats(
     limit = LARGEST_STRETCH * jnp.max(jnp.maximum(magnification, 1.0), axis=-1)
     stretch = sum(_stretch(depth, pixels, limit, axis) for axis in (0, 1))
     sides = jnp.maximum(jnp.maximum(magnification, stretch), 1.0)
-    return jnp.minimum(sides / 2, LARGEST_SPLAT)
+    # a little more, lest rounding part two boxes that touch
+    return jnp.minimum(sides / 2, LARGEST_SPLAT) + VANISHING
 
 
 def _stretch(
@@ -210,62 +207,37 @@ def _look_back(operator: WarpOperator) -> tuple[Float[Array, "h w 2"], Float[Arr
 
 
 def _corners(operator: WarpOperator) -> Corners:
-    """Tent weights around the look-back point, on the surface seen and no other."""
+    """Bilinear weights around the look-back point, on the surface seen and no other."""
     height, width = operator.surface.shape
-    seen = jnp.isfinite(operator.surface)
     pixels, depth = _look_back(operator)
-    tent_width = _shrink(pixels, seen)
-    columns, tent_x = _tent(pixels[..., 0], tent_width[..., 0], width)
-    rows, tent_y = _tent(pixels[..., 1], tent_width[..., 1], height)
-    grid = (height, width, rows.shape[-1] * columns.shape[-1])
+    (left, right), share_x = _bracket(pixels[..., 0], width)
+    (above, below), share_y = _bracket(pixels[..., 1], height)
+    columns, rows = jnp.stack([left, right] * 2), jnp.stack([above, above, below, below])
+    share = jnp.concatenate([share_x * share_y[0], share_x * share_y[1]])
+    share = jnp.where(jnp.isfinite(operator.surface), share, 0.0)
 
-    def pairs(of_rows, of_columns):
-        shape = (*of_rows.shape, of_columns.shape[-1])
-        return (
-            jnp.broadcast_to(of_rows[..., :, None], shape).reshape(grid),
-            jnp.broadcast_to(of_columns[..., None, :], shape).reshape(grid),
-        )
-
-    rows, columns = pairs(rows, columns)
-    tent = jnp.multiply(*pairs(tent_y, tent_x))
-    tent = jnp.where(seen[..., None], tent, 0.0)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
-
+    index = jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)
     # full weight up to one jump away in depth, none from two
-    apart = jnp.abs(operator.depth[rows, columns] / depth[..., None] - 1) / RELATIVE_JUMP
-    agreeing = tent * jnp.where(inside, jnp.clip(2 - apart, 0.0, 1.0), 1.0)
-    known = jnp.where(inside & operator.keep[rows, columns], agreeing, 0.0)
-    total = known.sum(-1)
-    visible = total / jnp.where(total > 0, agreeing.sum(-1), 1.0)
-    weights = known / jnp.where(total > 0, total, 1.0)[..., None]
-    return Corners(rows, columns, weights, visible)
+    apart = jnp.abs(_at(operator.depth, index) / depth - 1) / RELATIVE_JUMP
+    agreeing = share * jnp.where(inside, jnp.clip(2 - apart, 0.0, 1.0), 1.0)
+    known = jnp.where(inside & _at(operator.keep, index), agreeing, 0.0)
+    total = known.sum(0)
+    visible = total / jnp.where(total > 0, agreeing.sum(0), 1.0)
+    return Corners(index, known / jnp.where(total > 0, total, 1.0), visible)
 
 
-def _tent(
-    position: Float[Array, "h w"], tent_width: Float[Array, "h w"], size: int
-) -> tuple[Int[Array, "h w n"], Float[Array, "h w n"]]:
-    """Indices around a position along one axis, and their weights."""
-    reach = int(LARGEST_SHRINK)
-    first = jnp.floor(jnp.clip(position, -reach, size + reach) - 0.5).astype(jnp.int32)
-    index = first[..., None] + jnp.arange(1 - reach, 1 + reach)
-    distance = jnp.abs(index + 0.5 - position[..., None])
-    tent = 1 - distance / tent_width[..., None]
-    tent = jnp.where(tent > 1 - VANISHING, 1.0, tent)
-    return index, jnp.where(tent < VANISHING, 0.0, tent)
-
-
-def _shrink(pixels: Float[Array, "h w 2"], seen: Bool[Array, "h w"]) -> Float[Array, "h w 2"]:
-    """Source pixels that a target pixel covers along x and y, from 1 to LARGEST_SHRINK."""
-    square = jnp.zeros_like(pixels)
-    for axis in (0, 1):
-        step = jnp.square(jnp.diff(pixels, axis=axis))
-        both_seen = jnp.logical_and(*_neighbours(seen, axis))
-        step = jnp.where(both_seen[..., None], step, jnp.inf)
-        # the side that stays on the surface
-        smaller = jnp.minimum(*_both_sides(step, axis, jnp.inf))
-        square += jnp.where(jnp.isfinite(smaller), smaller, 0.0)
-    return jnp.clip(jnp.sqrt(square), 1.0, LARGEST_SHRINK)
+def _bracket(
+    position: Float[Array, "h w"], size: int
+) -> tuple[Int[Array, "2 h w"], Float[Array, "2 h w"]]:
+    """The two pixels around a position along one axis, and their bilinear shares."""
+    position = jnp.clip(position, -1.0, size + 1.0) - 0.5
+    first = jnp.floor(position)
+    second_share = position - first
+    second_share = jnp.where(second_share < VANISHING, 0.0, second_share)
+    second_share = jnp.where(second_share > 1 - VANISHING, 1.0, second_share)
+    first = first.astype(jnp.int32)
+    return jnp.stack([first, first + 1]), jnp.stack([1 - second_share, second_share])
 
 
 def _neighbours(
@@ -287,7 +259,13 @@ def _both_sides(
 
 
 def _gather(corners: Corners, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    return jnp.sum(corners.weights[..., None] * image[corners.rows, corners.columns], axis=-2)
+    weighted = corners.weights[..., None] * _at(image, corners.index)
+    return jnp.sum(weighted, axis=0)
+
+
+def _at(image: Shaped[Array, "h w *c"], index: Int[Array, "4 h w"]) -> Shaped[Array, "4 h w *c"]:
+    flat = image.reshape(-1, *image.shape[2:])
+    return flat.at[index].get(mode="promise_in_bounds")
 
 
 def _focals(camera: Camera) -> Float[Array, "2"]:
