@@ -45,7 +45,16 @@ VARIANTS = {
     "nano": Variant(
         DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=128, text_len=64),
         # Two halvings after a 2×2 patch: the same 4×8×8 compression from a quarter of the pixels.
-        VAEConfig(base=24, multipliers=(1, 2, 4), temporal=(True, True), patch=2),
+        # Trained to unit latents: the normalisation is folded into its outer projections.
+        VAEConfig(
+            base=16,
+            multipliers=(1, 3, 6),
+            blocks=1,
+            temporal=(True, True),
+            patch=2,
+            latent_mean=(0.0,) * 16,
+            latent_std=(1.0,) * 16,
+        ),
         UMT5Config(vocab=259, dim=128, ffn_dim=256, heads=4, head_dim=32, layers=2),
         frames=17,
         height=64,

@@ -1,0 +1,213 @@
+"""Train the bundled small model from scratch: the autoencoder, then the generator.
+
+    python -m experiments.train_nano vae --steps 3000
+    python -m experiments.train_nano dit --steps 8000
+    python -m experiments.train_nano export
+
+Each stage resumes from its own checkpoints under `--data` and says what it reached.
+The generator learns plain text-to-video: it never sees a hole, a mask or a warp.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import tyro
+from jaxtyping import Array, Float, PyTree
+from tqdm import tqdm
+
+from ic_jax.models.umt5 import UMT5Encoder, byte_tokens
+from ic_jax.models.variants import VARIANTS
+from ic_jax.models.wan_dit import WanDiT
+from ic_jax.models.wan_vae import Stream, WanVAE
+
+NANO = VARIANTS["nano"]
+
+
+@dataclass
+class Options:
+    stage: tyro.conf.Positional[Literal["vae", "dit", "export"]]
+    data: Path = Path(".data")
+    steps: int = 3000
+    """Length of the whole schedule; a resumed run goes on to the same end."""
+    batch: int = 2
+    learning_rate: float = 2e-3
+    seed: int = 0
+    minutes: float = 1e9
+    """The learning rate also falls to zero at this time, however few steps were made."""
+
+
+# Data ---------------------------------------------------------------------------
+
+
+def clips(data: Path, split: str) -> list[np.ndarray]:
+    """Memory-mapped uint8 clips [n, t, h, w, 3] of one split, in as many files as there are."""
+    files = sorted(data.glob(f"nano_{split}*.npy"))
+    return [np.load(f, mmap_mode="r") for f in files]
+
+
+def to_float(frames: np.ndarray) -> Float[Array, "..."]:
+    return jnp.asarray(frames, jnp.float32) / 127.5 - 1.0
+
+
+class Mixture:
+    """Scenes and natural clips in a fixed share, with mirrored and reversed copies."""
+
+    def __init__(self, data: Path, seed: int, natural_share: float = 0.2):
+        self.rng = np.random.default_rng(seed)
+        self.scenes = clips(data, "train")
+        self.natural = np.load(data / "natural_train.npy", mmap_mode="r")
+        self.share = natural_share
+
+    def __call__(self, batch: int) -> np.ndarray:
+        rng, out = self.rng, []
+        for _ in range(batch):
+            if rng.random() < self.share:
+                clip = self.natural[rng.integers(len(self.natural))]
+            else:
+                part = self.scenes[rng.integers(len(self.scenes))]
+                clip = part[rng.integers(len(part))]
+            clip = clip[:, :, ::-1] if rng.random() < 0.5 else clip
+            out.append(clip[::-1] if rng.random() < 0.5 else clip)
+        return np.stack(out)
+
+
+# Optimisation -------------------------------------------------------------------
+
+
+def optimiser() -> optax.GradientTransformationExtraArgs:
+    """Muon for matrices and convolutions, Adam for the rest; the rate is an argument.
+
+    A kernel is a matrix from everything before its last axis; a scanned stack of
+    blocks is a batch of matrices.
+    """
+
+    def dimensions(params: PyTree) -> PyTree:
+        def numbers(path, leaf):
+            names = [p.key for p in path]
+            if names[-1] != "kernel" or leaf.size < 4096:
+                return None
+            first = 1 if "blocks" in names else 0
+            last = leaf.ndim - 1
+            return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
+
+        return jax.tree_util.tree_map_with_path(numbers, params)
+
+    @optax.inject_hyperparams
+    def build(learning_rate):
+        return optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.contrib.muon(
+                learning_rate,
+                beta=0.95,
+                adam_b2=0.99,
+                consistent_rms=0.2,
+                muon_weight_dimension_numbers=dimensions,
+            ),
+        )
+
+    return build(learning_rate=0.0)
+
+
+def rate(progress: float, peak: float) -> float:
+    """Warm up over the first hundredth, hold, then fall linearly over the last half."""
+    return peak * min(1.0, progress * 100 + 0.01, max(0.0, 2 * (1 - progress)))
+
+
+@partial(jax.jit, static_argnames=("loss", "transform"), donate_argnums=(2, 3))
+def update(loss, transform, params, state, learning_rate, key, *batch):
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, key, *batch)
+    state.hyperparams["learning_rate"] = learning_rate
+    updates, state = transform.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, value, aux
+
+
+def train(options: Options, params: PyTree, loss, batches) -> PyTree:
+    """Run to the end of the schedule, resuming where the last run stopped."""
+    transform = optimiser()
+    folder = (options.data / "checkpoints" / options.stage).absolute()
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1)) as kept:
+        tree = {"params": params, "state": transform.init(params), "seconds": 0.0}
+        step = kept.latest_step() or 0
+        if step:
+            tree = kept.restore(step, args=ocp.args.StandardRestore(tree))
+        params, state, spent = tree["params"], tree["state"], float(tree["seconds"])
+        began = saved = time.time()
+        bar = tqdm(total=options.steps, initial=step, desc=options.stage, mininterval=10)
+        key = jax.random.key(options.seed)
+        while (progress := max(
+            step / options.steps, (spent + time.time() - began) / (60 * options.minutes)
+        )) < 1:  # fmt: skip
+            params, state, value, aux = update(
+                loss, transform, params, state, rate(progress, options.learning_rate),
+                jax.random.fold_in(key, step), *batches(step),
+            )  # fmt: skip
+            step += 1
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix({k: f"{float(v):.4f}" for k, v in aux.items()})
+            if time.time() - saved > 300:
+                saved = time.time()
+                tree = {"params": params, "state": state, "seconds": spent + saved - began}
+                kept.save(step, args=ocp.args.StandardSave(tree))
+        tree = {"params": params, "state": state, "seconds": spent + time.time() - began}
+        if step != kept.latest_step():
+            kept.save(step, args=ocp.args.StandardSave(tree))
+    return params
+
+
+def trained(options: Options, stage: str) -> dict:
+    """Parameters, step and seconds of a stage's newest checkpoint."""
+    folder = (options.data / "checkpoints" / stage).absolute()
+    with ocp.CheckpointManager(folder) as kept:
+        step = kept.latest_step()
+        tree = kept.restore(step, args=ocp.args.StandardRestore())
+    return {"params": tree["params"], "seconds": float(tree["seconds"]), "step": step}
+
+
+# The autoencoder ----------------------------------------------------------------
+
+
+def vae_loss(params, key, clip):
+    """Absolute error of pixels and of their gradients, and a little of the KL term.
+
+    The sampled latent teaches the decoder to be smooth; the weight of the KL term is
+    small enough that it costs no visible detail.
+    """
+    vae, clip = WanVAE(NANO.vae), clip.astype(jnp.float32) / 127.5 - 1.0
+    mean, logvar = vae.apply({"params": params}, clip, Stream(), method="moments")
+    logvar = jnp.clip(logvar, -12.0, 4.0)
+    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    out = vae.apply({"params": params}, z, Stream(), method="reconstruct")
+
+    def gradients(x):
+        return jnp.diff(x, axis=2), jnp.diff(x, axis=3)
+
+    pixels = jnp.mean(jnp.abs(out - clip))
+    edges = sum(jnp.mean(jnp.abs(a - b)) for a, b in zip(gradients(out), gradients(clip)))
+    kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - logvar - 1)
+    psnr = -10 * jnp.log10(jnp.mean((jnp.clip(out, -1, 1) - clip) ** 2) / 4)
+    return pixels + 0.5 * edges + 1e-4 * kl, {"l1": pixels, "psnr": psnr, "kl": kl}
+
+
+def train_vae(options: Options) -> None:
+    mixture = Mixture(options.data, options.seed)
+    vae = WanVAE(NANO.vae)
+    params = jax.jit(vae.init)(jax.random.key(1), to_float(mixture(1)[:, :5]))["params"]
+    train(options, params, vae_loss, lambda step: (mixture(options.batch),))
+
+
+# The generator ------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    run = tyro.cli(Options)
+    {"vae": train_vae}[run.stage](run)

@@ -1,0 +1,84 @@
+"""What stands in a hole while the warped clip is encoded.
+
+The encoder looks around every pixel, so a hole spoils the latents beside it and, through
+the causal convolutions, those after it. A black hole spoils them most. Content that the
+clip shows at another time spoils them least, and a smooth continuation comes second
+(20 to 45 times less than black: experiments/results/masks.md).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .geometry.warp import WarpOperator, warp_operator
+
+
+def fill(
+    operator: WarpOperator,
+    clip: Float[Array, "t h w c"],
+    warped: Float[Array, "t h w c"],
+    visible: Float[Array, "t h w"],
+) -> Float[Array, "t h w c"]:
+    """The warped clip without holes: other frames' views of the same place, then push-pull.
+
+    `clip` is the source that `operator` warps; `warped` and `visible` are the measurement,
+    which may hold more than the operator sees (frames kept from a window before).
+    """
+    warped, visible = from_other_frames(operator, clip, warped, visible)
+    return push_pull(warped, visible)
+
+
+def from_other_frames(
+    operator: WarpOperator,
+    clip: Float[Array, "t h w c"],
+    warped: Float[Array, "t h w c"],
+    visible: Float[Array, "t h w"],
+) -> tuple[Float[Array, "t h w c"], Float[Array, "t h w"]]:
+    """Fill holes with what frames 1, 2, 4, … before and after see there; nearest first.
+
+    Right for a scene that stands still; a moving object may leave a ghost, which is why
+    this only fills and is never counted as observed.
+    """
+    frames = clip.shape[0]
+    distances = [2**i for i in range((frames - 1).bit_length())]
+    for offset in (sign * d for d in distances for sign in (-1, 1)):
+        at = jnp.clip(jnp.arange(frames) + offset, 0, frames - 1)
+        source = jax.tree.map(lambda leaf: leaf[at], operator.source)
+        other = warp_operator(
+            operator.depth[at], source, operator.target, keep=operator.keep[at], edges=False
+        )
+        weight = (1 - visible) * other.visible
+        total = visible + weight
+        share = (weight / jnp.where(total > 0, total, 1.0))[..., None]
+        warped = (1 - share) * warped + share * other.apply(clip[at])
+        visible = total
+    return warped, visible
+
+
+def push_pull(
+    clip: Float[Array, "t h w c"], weight: Float[Array, "t h w"]
+) -> Float[Array, "t h w c"]:
+    """Fill where weight is 0 by the smooth average of what surrounds it, frame by frame.
+
+    A pyramid of weighted means is built down to one pixel and read back up (the push-pull
+    algorithm: Gortler et al., "The Lumigraph", 1996).
+    """
+    return _push_pull(clip, weight[..., None])
+
+
+def _push_pull(clip: Float[Array, "t h w c"], weight: Float[Array, "t h w 1"]):
+    t, h, w, c = clip.shape
+    if h == w == 1:
+        return clip
+    pad = ((0, 0), (0, h % 2), (0, w % 2), (0, 0))
+
+    def halve(x):
+        x = jnp.pad(x, pad)
+        return x.reshape(t, (h + 1) // 2, 2, (w + 1) // 2, 2, x.shape[-1]).sum((2, 4))
+
+    total = halve(weight)
+    mean = halve(clip * weight) / jnp.where(total > 0, total, 1.0)
+    coarse = _push_pull(mean, jnp.minimum(total, 1.0))
+    size = (t, 2 * coarse.shape[1], 2 * coarse.shape[2], c)
+    smooth = jax.image.resize(coarse, size, "linear")[:, :h, :w]
+    return weight * clip + (1 - weight) * smooth

@@ -1,0 +1,341 @@
+"""The Wan video autoencoder: causal in time, 4×8×8 smaller, one clip or one chunk at a time.
+
+A clip of 4k+1 frames becomes k+1 latent frames. The first frame stands alone and
+every later latent holds four frames; nothing ever looks into the future. A chunk
+therefore needs only what the causal convolutions have seen just before it, and the
+whole clip is the special case of a single chunk: the same code serves both
+(`Stream`), and `encode` / `decode` take the chunk length as an argument.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from .attention import attention
+
+WAN21_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+WAN21_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of a Wan 2.1 autoencoder; the defaults are the released model's."""
+
+    base: int = 96
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2  # residual blocks per encoder stage; the decoder has one more
+    temporal: tuple[bool, ...] = (False, True, True)  # which down-samplers also halve time
+    latent_channels: int = 16
+    patch: int = 1  # pixels folded into channels before the first convolution (as in Wan 2.2)
+    latent_mean: tuple[float, ...] = WAN21_MEAN
+    latent_std: tuple[float, ...] = WAN21_STD
+
+    @property
+    def spatial_factor(self) -> int:
+        return self.patch * 2 ** len(self.temporal)
+
+    @property
+    def temporal_factor(self) -> int:
+        return 2 ** sum(self.temporal)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latent of a clip of 4k+1 frames."""
+        f = self.spatial_factor
+        t = (frames - 1) // self.temporal_factor + 1
+        return t, height // f, width // f, self.latent_channels
+
+
+class Stream:
+    """What each causal convolution has seen of the clip so far.
+
+    `past` maps a layer to its last frames and is empty at the clip's beginning;
+    `next` collects the same for the chunk after this one. Its shapes never change
+    after the first chunk, so it can be the carry of a `lax.scan`.
+    """
+
+    def __init__(self, past: dict[str, Array] | None = None):
+        self.past = past or {}
+        self.next: dict[str, Array] = {}
+
+    @property
+    def first(self) -> bool:
+        return not self.past
+
+    def extend(self, layer: nn.Module, x: Float[Array, "b t h w c"], frames: int):
+        """x with the `frames` frames before it in front: zeros where the clip begins."""
+        name = "/".join(layer.path)
+        blank = jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype)
+        x = jnp.concatenate([self.past.get(name, blank), x], axis=1)
+        self.next[name] = x[:, x.shape[1] - frames :]
+        return x
+
+
+def per_frame(function, x: Float[Array, "b t ..."]) -> Float[Array, "b t ..."]:
+    """Apply a function of images to every frame."""
+    y = function(x.reshape(-1, *x.shape[2:]))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+class Conv(nn.Module):
+    """A convolution with kernel (kt, kh, kw), valid in time.
+
+    Time is unrolled into kt two-dimensional convolutions: the same sum, and on CPU
+    about 1.5 times faster than XLA's three-dimensional one.
+    """
+
+    features: int
+    kernel: tuple[int, int, int]
+    strides: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
+        kt, kh, kw = self.kernel
+        st, *spatial = self.strides
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (kt, kh, kw, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        padding = self.padding or ((kh // 2, kh // 2), (kw // 2, kw // 2))
+
+        def tap(k: int):
+            frames = x[:, k : x.shape[1] - kt + 1 + k : st]
+            return per_frame(
+                lambda image: jax.lax.conv_general_dilated(
+                    image,
+                    kernel[k].astype(image.dtype),
+                    spatial,
+                    padding,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                ),
+                frames,
+            )
+
+        return sum(tap(k) for k in range(kt)) + bias.astype(x.dtype)
+
+
+class CausalConv(nn.Module):
+    """A 3×3×3 convolution that sees two frames back and none ahead."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t h w d"]:
+        return Conv(self.features, (3, 3, 3), name="conv")(stream.extend(self, x, 2))
+
+
+class ChannelNorm(nn.Module):
+    """Unit RMS over channels at every position, times a gain."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        gamma = self.param("gamma", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        square = jnp.sum(y * y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * (x.shape[-1] ** 0.5 * gamma)
+        return y.astype(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t h w d"]:
+        y = CausalConv(self.features, name="conv1")(nn.silu(ChannelNorm(name="norm1")(x)), stream)
+        y = CausalConv(self.features, name="conv2")(nn.silu(ChannelNorm(name="norm2")(y)), stream)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, (1, 1, 1), name="shortcut")(x)
+        return x + y
+
+
+class AttentionBlock(nn.Module):
+    """One head over the positions of each frame; frames do not mix."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        b, t, h, w, c = x.shape
+        y = rearrange(ChannelNorm(name="norm")(x), "b t h w c -> (b t) (h w) 1 c")
+        q, k, v = jnp.split(nn.Dense(3 * c, name="qkv", dtype=x.dtype)(y), 3, axis=-1)
+        y = nn.Dense(c, name="out", dtype=x.dtype)(attention(q, k, v))
+        return x + y.reshape(b, t, h, w, c)
+
+
+class Downsample(nn.Module):
+    """Halve height and width; with `temporal`, every later pair of frames becomes one."""
+
+    temporal: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 c"]:
+        c = x.shape[-1]
+        x = Conv(c, (1, 3, 3), (1, 2, 2), ((0, 1), (0, 1)), name="spatial")(x)
+        if not self.temporal:
+            return x
+        time = Conv(c, (3, 1, 1), (2, 1, 1), name="time")
+        if not stream.first:
+            return time(stream.extend(self, x, 1))
+        # The first frame passes untouched; the window that ends on it is never formed.
+        stream.extend(self, x, 1)
+        return jnp.concatenate([x[:, :1], time(x)], axis=1) if x.shape[1] > 1 else _touch(time, x)
+
+
+class Upsample(nn.Module):
+    """Double height and width; with `temporal`, every frame but the clip's first becomes two."""
+
+    features: int
+    temporal: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 d"]:
+        if self.temporal:
+            time = Conv(2 * x.shape[-1], (3, 1, 1), name="time")
+            # The first frame is neither doubled nor ever seen by this convolution.
+            head, rest = (x[:, :1], x[:, 1:]) if stream.first else (x[:, :0], x)
+            rest = stream.extend(self, rest, 2)
+            if rest.shape[1] > 2:
+                rest = rearrange(time(rest), "b t h w (two c) -> b (t two) h w c", two=2)
+                x = jnp.concatenate([head, rest], axis=1)
+            else:
+                x = _touch(time, head)
+        x = repeat(x, "b t h w c -> b t (h 2) (w 2) c")
+        return Conv(self.features, (1, 3, 3), name="spatial")(x)
+
+
+def _touch(layer: nn.Module, x: Array) -> Array:
+    """x itself, having made sure that an unused layer still owns its parameters."""
+    if layer.is_initializing():
+        layer(jnp.zeros((1, 3, *x.shape[2:]), x.dtype))
+    return x
+
+
+class Middle(nn.Module):
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t h w c"]:
+        x = ResidualBlock(x.shape[-1], name="block0")(x, stream)
+        x = AttentionBlock(name="attention")(x)
+        return ResidualBlock(x.shape[-1], name="block1")(x, stream)
+
+
+class Encoder(nn.Module):
+    config: VAEConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 d"]:
+        cfg = self.config
+        x = CausalConv(cfg.base, name="conv_in")(x, stream)
+        for s, multiplier in enumerate(cfg.multipliers):
+            for j in range(cfg.blocks):
+                x = ResidualBlock(cfg.base * multiplier, name=f"stage{s}_block{j}")(x, stream)
+            if s < len(cfg.temporal):
+                x = Downsample(cfg.temporal[s], name=f"stage{s}_down")(x, stream)
+        x = Middle(name="middle")(x, stream)
+        x = nn.silu(ChannelNorm(name="norm_out")(x))
+        return CausalConv(2 * cfg.latent_channels, name="conv_out")(x, stream)
+
+
+class Decoder(nn.Module):
+    config: VAEConfig
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 d"]:
+        cfg = self.config
+        widths = [cfg.base * m for m in reversed(cfg.multipliers)]
+        x = CausalConv(widths[0], name="conv_in")(z, stream)
+        x = Middle(name="middle")(x, stream)
+        for s, width in enumerate(widths):
+            for j in range(cfg.blocks + 1):
+                x = ResidualBlock(width, name=f"stage{s}_block{j}")(x, stream)
+            if s < len(cfg.temporal):
+                up = Upsample(width // 2, cfg.temporal[::-1][s], name=f"stage{s}_up")
+                x = up(x, stream)
+        x = nn.silu(ChannelNorm(name="norm_out")(x))
+        return CausalConv(3 * cfg.patch**2, name="conv_out")(x, stream)
+
+
+class WanVAE(nn.Module):
+    """Both halves with their 1×1×1 projections, on raw (not normalised) latents.
+
+    Reference: Wan 2.1 technical report (arXiv 2503.20314), "Wan-VAE".
+    """
+
+    config: VAEConfig
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        self.quant = Conv(2 * self.config.latent_channels, (1, 1, 1))
+        self.post_quant = Conv(self.config.latent_channels, (1, 1, 1))
+
+    def moments(self, clip: Float[Array, "b t h w 3"], stream: Stream):
+        """Mean and log-variance of the latent."""
+        p = self.config.patch
+        # Channel order of Wan 2.2's patches: colour, then column, then row.
+        x = rearrange(clip, "b t (h p) (w q) c -> b t h w (c q p)", p=p, q=p)
+        return jnp.split(self.quant(self.encoder(x, stream)), 2, axis=-1)
+
+    def reconstruct(self, z: Float[Array, "b t h w c"], stream: Stream):
+        p = self.config.patch
+        x = self.decoder(self.post_quant(z), stream)
+        return rearrange(x, "b t h w (c q p) -> b t (h p) (w q) c", p=p, q=p)
+
+    def __call__(self, clip: Float[Array, "b t h w 3"]):
+        """Every parameter once, for `init`."""
+        mean, _ = self.moments(clip, Stream())
+        return self.reconstruct(mean, Stream())
+
+
+def _streamed(vae: WanVAE, params: PyTree, method: str, x: Array, chunk: int | None):
+    """`method` over x: whole, or its first frame and then `chunk` frames at a time."""
+
+    def run(frames, past):
+        stream = Stream(past)
+        return vae.apply({"params": params}, frames, stream, method=method), stream.next
+
+    if chunk is None or x.shape[1] == 1:
+        return run(x, None)[0]
+    head, past = run(x[:, :1], None)
+    chunks = rearrange(x[:, 1:], "b (n chunk) h w c -> n b chunk h w c", chunk=chunk)
+    _, tail = jax.lax.scan(lambda past, frames: run(frames, past)[::-1], past, chunks)
+    tail = jax.tree.map(lambda y: rearrange(y, "n b t h w c -> b (n t) h w c"), tail)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), head, tail)
+
+
+def encode(
+    config: VAEConfig,
+    params: PyTree,
+    clip: Float[Array, "b t h w 3"],
+    *,
+    chunk: int | None = None,
+) -> Float[Array, "b t2 h2 w2 z"]:
+    """The normalised latent mean of clips in [-1, 1].
+
+    `t` is 4k+1 and height and width are multiples of `config.spatial_factor`. `chunk`
+    (a multiple of 4 that divides t - 1) bounds the memory to that many frames and
+    changes nothing else; None runs the clip whole.
+    """
+    mean, _ = _streamed(WanVAE(config), params, "moments", clip, chunk)
+    return (mean - jnp.array(config.latent_mean)) / jnp.array(config.latent_std)
+
+
+def decode(
+    config: VAEConfig,
+    params: PyTree,
+    latent: Float[Array, "b t h w z"],
+    *,
+    chunk: int | None = None,
+) -> Float[Array, "b t2 h2 w2 3"]:
+    """The clip of a normalised latent, clamped to [-1, 1].
+
+    `chunk` counts latent frames and must divide t - 1; None runs the clip whole.
+    """
+    z = latent * jnp.array(config.latent_std) + jnp.array(config.latent_mean)
+    return jnp.clip(_streamed(WanVAE(config), params, "reconstruct", z, chunk), -1.0, 1.0)
