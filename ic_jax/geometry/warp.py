@@ -53,25 +53,24 @@ class WarpOperator(NamedTuple):
 
     def apply(self, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
         """The clip in the target view; 0 where nothing is visible."""
-        return jax.lax.map(lambda pair: _gather(_corners(pair[0]), pair[1]), (self, clip))
+        return jax.lax.map(lambda pair: _gather(_corners(pair[0])[0], pair[1]), (self, clip))
 
     def adjoint(self, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
         """The transpose of `apply`: each target pixel handed back to where it came from."""
 
         def frame(pair):
-            corners = _corners(pair[0])
+            corners, _ = _corners(pair[0])
             transpose = jax.linear_transpose(lambda image: _gather(corners, image), pair[1])
             return transpose(pair[1])[0]
 
         return jax.lax.map(frame, (self, clip))
 
 
-class Corners(NamedTuple):
-    """The four source pixels that each pixel of a target frame gathers."""
+class Corner(NamedTuple):
+    """One of the four source pixels that every pixel of a target frame gathers."""
 
-    index: Int[Array, "4 h w"]
-    weights: Float[Array, "4 h w"]
-    visible: Float[Array, "h w"]
+    index: Int[Array, "h w"]
+    weight: Float[Array, "h w"]
 
 
 def warp_operator(
@@ -123,7 +122,7 @@ def _frame_operator(
     operator = WarpOperator(depth, keep, source, target, surface, jnp.zeros_like(surface))
     for _ in range(REFINEMENTS):
         operator = operator._replace(surface=_refine(operator))
-    return operator._replace(visible=_corners(operator).visible)
+    return operator._replace(visible=_corners(operator)[1])
 
 
 def _splat_depth(
@@ -188,10 +187,10 @@ def _refine(operator: WarpOperator) -> Float[Array, "h w"]:
     A splat has one depth over all its pixels, which is wrong on slanted surfaces; the source's
     depth where the ray lands is less wrong by the factor of the slant's parallax.
     """
-    corners = _corners(operator)
+    corners, visible = _corners(operator)
     # inverse depth is linear over a plane's image, depth is not
     inverse = _gather(corners, 1 / operator.depth[..., None])[..., 0]
-    found = corners.visible > 0
+    found = visible > 0
     pixels, _ = _look_back(operator)
     points = unproject(pixels, 1 / jnp.where(found, inverse, 1.0), operator.source)
     _, z = project(points, operator.target)
@@ -206,38 +205,46 @@ def _look_back(operator: WarpOperator) -> tuple[Float[Array, "h w 2"], Float[Arr
     return project(points, operator.source)
 
 
-def _corners(operator: WarpOperator) -> Corners:
-    """Bilinear weights around the look-back point, on the surface seen and no other."""
+def _corners(operator: WarpOperator) -> tuple[list[Corner], Float[Array, "h w"]]:
+    """Bilinear weights around the look-back point, on the surface seen and no other; visibility.
+
+    A corner outside the image, or dropped, is a part of the pixel that was not seen; a corner
+    on another surface is no part of it.
+    """
     height, width = operator.surface.shape
     pixels, depth = _look_back(operator)
-    (left, right), share_x = _bracket(pixels[..., 0], width)
-    (above, below), share_y = _bracket(pixels[..., 1], height)
-    columns, rows = jnp.stack([left, right] * 2), jnp.stack([above, above, below, below])
-    share = jnp.concatenate([share_x * share_y[0], share_x * share_y[1]])
-    share = jnp.where(jnp.isfinite(operator.surface), share, 0.0)
-
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)
-    # full weight up to one jump away in depth, none from two
-    apart = jnp.abs(_at(operator.depth, index) / depth - 1) / RELATIVE_JUMP
-    agreeing = share * jnp.where(inside, jnp.clip(2 - apart, 0.0, 1.0), 1.0)
-    known = jnp.where(inside & _at(operator.keep, index), agreeing, 0.0)
-    total = known.sum(0)
-    visible = total / jnp.where(total > 0, agreeing.sum(0), 1.0)
-    return Corners(index, known / jnp.where(total > 0, total, 1.0), visible)
+    columns, shares_x = _bracket(pixels[..., 0], width)
+    rows, shares_y = _bracket(pixels[..., 1], height)
+    seen = jnp.isfinite(operator.surface)
+    corners, agreeing = [], 0.0
+    for row, share_y in zip(rows, shares_y):
+        for column, share_x in zip(columns, shares_x):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+            # full weight up to one jump away in depth, none from two
+            apart = jnp.abs(_at(operator.depth, index) / depth - 1) / RELATIVE_JUMP
+            agreement = jnp.where(inside, jnp.clip(2 - apart, 0.0, 1.0), 1.0)
+            share = jnp.where(seen, share_x * share_y * agreement, 0.0)
+            known = jnp.where(inside & _at(operator.keep, index), share, 0.0)
+            corners.append(Corner(index, known))
+            agreeing += share
+    total = sum(corner.weight for corner in corners)
+    norm = jnp.where(total > 0, total, 1.0)
+    normalised = [corner._replace(weight=corner.weight / norm) for corner in corners]
+    return normalised, total / jnp.where(total > 0, agreeing, 1.0)
 
 
 def _bracket(
     position: Float[Array, "h w"], size: int
-) -> tuple[Int[Array, "2 h w"], Float[Array, "2 h w"]]:
+) -> tuple[tuple[Int[Array, "h w"], ...], tuple[Float[Array, "h w"], ...]]:
     """The two pixels around a position along one axis, and their bilinear shares."""
     position = jnp.clip(position, -1.0, size + 1.0) - 0.5
     first = jnp.floor(position)
-    second_share = position - first
-    second_share = jnp.where(second_share < VANISHING, 0.0, second_share)
-    second_share = jnp.where(second_share > 1 - VANISHING, 1.0, second_share)
-    first = first.astype(jnp.int32)
-    return jnp.stack([first, first + 1]), jnp.stack([1 - second_share, second_share])
+    share = position - first
+    share = jnp.where(share < VANISHING, 0.0, share)
+    share = jnp.where(share > 1 - VANISHING, 1.0, share)
+    index = first.astype(jnp.int32)
+    return (index, index + 1), (1 - share, share)
 
 
 def _neighbours(
@@ -258,12 +265,11 @@ def _both_sides(
     return tuple(jnp.pad(step, pad, constant_values=border) for pad in pads)
 
 
-def _gather(corners: Corners, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    weighted = corners.weights[..., None] * _at(image, corners.index)
-    return jnp.sum(weighted, axis=0)
+def _gather(corners: list[Corner], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    return sum(corner.weight[..., None] * _at(image, corner.index) for corner in corners)
 
 
-def _at(image: Shaped[Array, "h w *c"], index: Int[Array, "4 h w"]) -> Shaped[Array, "4 h w *c"]:
+def _at(image: Shaped[Array, "h w *c"], index: Int[Array, "h w"]) -> Shaped[Array, "h w *c"]:
     flat = image.reshape(-1, *image.shape[2:])
     return flat.at[index].get(mode="promise_in_bounds")
 
