@@ -1,0 +1,34 @@
+"""Which tensors a network's output does not notice: a mistaken mapping could hide in those."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+# In units of the tensor's own spread; another tensor in its place would differ by more.
+SIZE = 0.1
+
+
+def unmoved(
+    run: Callable, params: dict, threshold: float, stacked: str | None = None
+) -> list[str]:
+    """Names of tensors whose change moves the output of `run` by less than `threshold`.
+
+    Leaves below the key `stacked` are changed one slice of their leading axis at a time.
+    """
+    flat = {key: jnp.asarray(leaf) for key, leaf in flatten_dict(params, sep="/").items()}
+    evaluate = jax.jit(lambda flat: run(unflatten_dict(flat, sep="/")))
+    reference = evaluate(flat)
+    rng = np.random.default_rng(0)
+    still = []
+    for key, leaf in flat.items():
+        blocks = range(leaf.shape[0]) if stacked and key.startswith(f"{stacked}/") else [...]
+        for block in blocks:
+            part = leaf[block]
+            noise = SIZE * jnp.std(part) * rng.standard_normal(part.shape)
+            moved = evaluate(flat | {key: leaf.at[block].add(noise.astype(leaf.dtype))})
+            if jnp.max(jnp.abs(moved - reference)) < threshold:
+                still.append(f"{key}[{block}]")
+    return still

@@ -1,0 +1,126 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch_oracles as oracles
+from perturbation import unmoved
+
+from convert import wan_dit
+from convert.keymap import convert_state
+from ic_jax.models.wan_dit import DiTConfig, WanDiT, time_sinusoid
+
+TOLERANCE = 1e-4
+SMALL = DiTConfig(dim=48, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16)
+CONFIGS = {
+    "text": SMALL,
+    "image": replace(SMALL, in_channels=36, image_dim=4),
+    "head_dim 128": replace(SMALL, dim=128, num_heads=1),
+}
+# Whole and fractional steps; the last is where float32 angles are worst.
+TIMESTEPS = (37.5, 999.0)
+
+
+def inputs(config):
+    """Latent, timestep, context and, for image models, CLIP tokens."""
+    rng = np.random.default_rng(1)
+    shapes = [(2, 3, 4, 6, config.in_channels), (2, config.text_len, config.text_dim)]
+    if config.image_dim is not None:
+        shapes.append((2, 257, config.image_dim))
+    latent, *contexts = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes)
+    return latent, jnp.array(TIMESTEPS), *contexts
+
+
+def oracle(config):
+    return oracles.transformer(config.num_heads, config.head_dim, config.image_dim)
+
+
+def expected(model, latent, timestep, *contexts):
+    latent, timestep, *contexts = (torch.tensor(np.array(x)) for x in (latent, timestep, *contexts))
+    with torch.no_grad():
+        out = model(latent.permute(0, 4, 1, 2, 3), timestep, *contexts, return_dict=False)[0]
+    return out.permute(0, 2, 3, 4, 1).numpy()
+
+
+def converted(config, state):
+    return convert_state(state, wan_dit.table("diffusers"), wan_dit.target(config))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_equals_diffusers_in_both_layouts(config):
+    model = oracle(config)
+    state = oracles.state_of(model)
+    params = converted(config, state)
+    args = inputs(config)
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(WanDiT(config).apply)({"params": params}, *args)
+    assert np.abs(out - expected(model, *args)).max() < TOLERANCE
+    assert 0.3 < np.sqrt(np.mean(out**2)) < 3
+
+    original = oracles.in_original_layout(state, "wan_dit")
+    again = convert_state(original, wan_dit.table("original"), wan_dit.target(config))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize("form", ["text", "image"])
+def test_every_tensor_moves_the_output(form):
+    config = CONFIGS[form]
+    params = converted(config, oracles.state_of(oracle(config)))
+    args = inputs(config)
+    run = lambda p: WanDiT(config).apply({"params": p}, *args)
+    assert unmoved(run, params, 10 * TOLERANCE, stacked="blocks") == []
+
+
+def test_short_context_is_padded_with_zeros_that_are_attended_to():
+    config = replace(SMALL, text_len=12)
+    params = converted(config, oracles.state_of(oracle(config)))
+    latent, timestep, context = inputs(config)
+    context = context.at[:, 5:].set(0)
+    run = jax.jit(WanDiT(config).apply)
+    whole = run({"params": params}, latent, timestep, context)
+    short = run({"params": params}, latent, timestep, context[:, :5])
+    np.testing.assert_array_equal(whole, short)
+    unpadded = WanDiT(replace(config, text_len=5)).apply(
+        {"params": params}, latent, timestep, context[:, :5]
+    )
+    assert np.abs(unpadded - short).max() > 10 * TOLERANCE
+
+
+def test_recomputing_blocks_changes_no_gradient():
+    params = converted(SMALL, oracles.state_of(oracle(SMALL)))
+    args = inputs(SMALL)
+
+    def gradient(remat):
+        loss = lambda p: jnp.mean(WanDiT(SMALL, remat=remat).apply({"params": p}, *args) ** 2)
+        return jax.jit(jax.grad(loss))(params)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, gradient(False), gradient(True))
+
+
+def test_bfloat16_stays_near_float32():
+    params = converted(SMALL, oracles.state_of(oracle(SMALL)))
+    args = inputs(SMALL)
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+    out = WanDiT(SMALL).apply({"params": params}, *args)
+    rough = WanDiT(SMALL, dtype=jnp.bfloat16).apply({"params": half}, *args)
+    assert rough.dtype == jnp.float32
+    assert np.sqrt(np.mean((rough - out) ** 2)) < 0.03 * np.sqrt(np.mean(out**2))
+
+
+def test_time_sinusoid_is_exact_to_a_millionth():
+    steps = np.float32([0, 0.37, 37.5, 321.77, 500.123, 833, 999, 999.94, 1000])
+    frequency = 10_000.0 ** (-np.arange(128) / 128)
+    angle = steps.astype(np.float64)[:, None] * frequency
+    exact = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    sinusoid = jax.jit(time_sinusoid, static_argnums=1)(steps, 256)
+    np.testing.assert_allclose(sinusoid, exact, atol=1e-6)
+
+
+def test_untrained_model_predicts_zero():
+    latent, timestep, context = inputs(SMALL)
+    model = WanDiT(SMALL)
+    params = model.init(jax.random.key(0), latent, timestep, context)
+    assert not np.any(model.apply(params, latent, timestep, context))
