@@ -135,15 +135,19 @@ def canonical(state: State, table: Table) -> State:
     """`state` without prefixes, aliases and ignored keys."""
     ignored = [re.compile(_pattern(key)) for key in table.ignored]
     found: dict[str, np.ndarray] = {}
+    aliased: dict[str, np.ndarray] = {}
     for key, tensor in state.items():
-        prefix = next((p for p in table.prefixes if key.startswith(p)), "")
-        name = table.aliases.get(key.removeprefix(prefix), key.removeprefix(prefix))
+        name = key.removeprefix(next((p for p in table.prefixes if key.startswith(p)), ""))
         if any(pattern.fullmatch(name) for pattern in ignored):
             continue
-        is_alias = key.removeprefix(prefix) in table.aliases or name in table.aliases.values()
-        if name in found and not (is_alias and np.array_equal(found[name], tensor)):
+        names = aliased if name in table.aliases else found
+        if name in names:
             raise InputError(f"duplicate key: {key} names {name} a second time")
-        found[name] = tensor
+        names[name] = tensor
+    for alias, tensor in aliased.items():
+        name = table.aliases[alias]
+        if not np.array_equal(found.setdefault(name, tensor), tensor):
+            raise InputError(f"duplicate key: {alias} and {name} are one tensor, but differ")
     return found
 
 
