@@ -98,11 +98,7 @@ def render(
 
 
 class _Solid(NamedTuple):
-    """An object at one instant; stacked on a leading axis for scans.
-
-    Loops over objects are scans because XLA on CPU would fuse an unrolled shader into one loop
-    that traces every ray again at each use, twenty times slower.
-    """
+    """An object at one instant; a scene's three are stacked on a leading axis."""
 
     number: Int[Array, ""]
     present: Bool[Array, ""]
@@ -118,6 +114,19 @@ def _solids(objects, time):
     centre, rotation = object_poses(objects, time)
     return _Solid(jnp.arange(3), objects.present, _CUTS[objects.shape], centre, rotation,
                   objects.half_size, objects.albedo, objects.pattern)
+
+
+def _for_each(solids, update, state):
+    """Fold `update(state, solid)` over the objects that are present.
+
+    A scan, because XLA on CPU fuses an unrolled shader into one loop that traces every ray again
+    at each use: ten times slower.
+    """
+
+    def step(state, solid):
+        return jax.lax.cond(solid.present, update, lambda state, _: state, state, solid), None
+
+    return jax.lax.scan(step, state, solids)[0]
 
 
 def _axis(axis, angle):
@@ -189,13 +198,13 @@ def _trace(room, solids, origin, direction):
     def nearer(best, solid):
         nearest, which, curved = best
         enter, leave, side = _crossing(solid.cut, *_to_object(solid, start, direction))
-        hit = solid.present & (enter < leave) & (enter > 1e-3) & (enter < nearest)
+        hit = (enter < leave) & (enter > 1e-3) & (enter < nearest)
         return (jnp.where(hit, enter, nearest), jnp.where(hit, solid.number, which),
-                jnp.where(hit, side, curved)), None
+                jnp.where(hit, side, curved))
 
     wall = _room_exit(room, start, direction)[0]
     nothing = jnp.full(wall.shape, -1), jnp.zeros(wall.shape, bool)
-    return jax.lax.scan(nearer, (wall, *nothing), solids)[0]
+    return _for_each(solids, nearer, (wall, *nothing))
 
 
 def _room_exit(room, start, direction):
@@ -210,10 +219,10 @@ def _shadow(solids, point, to_light):
 
     def darker(lit, solid):
         enter, leave, _ = _crossing(solid.cut, *_to_object(solid, point, to_light))
-        blocked = solid.present & (enter < leave) & (enter > 1e-3) & (enter < 1.0)
-        return jnp.where(blocked, 0.0, lit), None
+        blocked = (enter < leave) & (enter > 1e-3) & (enter < 1.0)
+        return jnp.where(blocked, 0.0, lit)
 
-    return jax.lax.scan(darker, jnp.ones(point.shape[1:]), solids)[0]
+    return _for_each(solids, darker, jnp.ones(point.shape[1:]))
 
 
 def _openness(solids, point, normal):
@@ -224,9 +233,9 @@ def _openness(solids, point, normal):
         square = _dot(towards, towards)
         facing = jnp.maximum(_dot(towards, normal), 0.0)
         ratio = solid.half_size[0] ** 2 * facing * jax.lax.rsqrt(square) / square
-        return share * (1 - 0.8 * solid.present * jnp.minimum(ratio, 1.0)), None
+        return share * (1 - 0.8 * jnp.minimum(ratio, 1.0))
 
-    return jax.lax.scan(darker, jnp.ones(point.shape[1:]), solids)[0]
+    return _for_each(solids, darker, jnp.ones(point.shape[1:]))
 
 
 def _shade(scene, texels, solids, origin, direction, focal):
@@ -254,17 +263,19 @@ def _paint_objects(solids, point, which, curved, normal, colour):
     """Replace normal and colour where an object was hit."""
 
     def paint(surface, solid):
-        normal, colour = surface
+        normal, colour, phases = surface
         at = which == solid.number
         local, _ = _to_object(solid, point, point)
         outward = _object_normal(solid.cut, local, curved) / solid.half_size[:, None, None]
         outward = _rotate(solid.rotation, outward)
         outward = outward * jax.lax.rsqrt(_dot(outward, outward) + 1e-12)
-        wave = jnp.sin(_rotate(solid.pattern, local)).sum(0)
-        painted = solid.albedo[:, None, None] * (1 + 0.15 * wave)
-        return (jnp.where(at, outward, normal), jnp.where(at, painted, colour)), None
+        return (jnp.where(at, outward, normal),
+                jnp.where(at, solid.albedo[:, None, None], colour),
+                jnp.where(at, _rotate(solid.pattern, local), phases))
 
-    return jax.lax.scan(paint, (normal, colour), solids)[0]
+    surface = normal, colour, jnp.zeros_like(point)
+    normal, colour, phases = _for_each(solids, paint, surface)
+    return normal, colour * (1 + 0.2 * jnp.sin(phases).sum(0))
 
 
 def _room_normal(axis, direction):
@@ -292,5 +303,5 @@ def _object_normal(cut, local, curved):
 
 
 def _develop(light):
-    """Film curve (soft shoulder) and display gamma: linear light to [0, 1]."""
-    return (1 - jnp.exp(-jnp.maximum(light, 0.0)) + 1e-6) ** (1 / 2.2)
+    """Film curve (soft shoulder) and a display gamma with film's extra contrast, to [0, 1]."""
+    return (1 - jnp.exp(-jnp.maximum(light, 0.0)) + 1e-6) ** (1 / 1.75)

@@ -27,26 +27,26 @@ class Texture(NamedTuple):
     contrast: Float[Array, ""]  # standard deviation of the noise's effect, about 0.05 to 0.3
 
 
-def spectral_noise(key: Array, slope, stretch=1.0) -> Float[Array, "y x"]:
-    """Tileable Gaussian noise, zero mean and unit variance, amplitude frequency ** -slope.
+def spectral_noise(white: Float[Array, "y x"], slope, stretch=1.0) -> Float[Array, "y x"]:
+    """Colour white noise: tileable, zero mean, unit variance, amplitude frequency ** -slope.
 
     `stretch` above 1 draws the noise out along y, as the grain of wood is.
     """
-    white = jnp.fft.rfft2(jax.random.normal(key, (SIZE, SIZE)))
     vertical = jnp.fft.fftfreq(SIZE, 1 / SIZE)[:, None] * stretch
     horizontal = jnp.fft.rfftfreq(SIZE, 1 / SIZE)[None, :]
     frequency = jnp.hypot(vertical, horizontal)
     # Below two cycles per tile the repetition would show as blotches in a row.
     gain = jnp.where(frequency > 1.5, jnp.maximum(frequency, 1.0) ** -slope, 0.0)
-    noise = jnp.fft.irfft2(white * gain, s=(SIZE, SIZE))
+    noise = jnp.fft.irfft2(jnp.fft.rfft2(white) * gain, s=(SIZE, SIZE))
     return noise / (jnp.std(noise) + 1e-6)
 
 
 def bake(texture: Texture) -> Float[Array, "y x 3"]:
     """Draw one texture as linear RGB in [0, 1]."""
-    k_noise, k_grain, k_tint = jax.random.split(texture.key, 3)
-    noise = spectral_noise(k_noise, texture.slope)
-    grain = spectral_noise(k_grain, texture.slope, stretch=8.0)
+    k_noise, k_tint = jax.random.split(texture.key)
+    white = jax.random.normal(k_noise, (SIZE, SIZE))
+    stretch = jnp.where(texture.kind == WALLS.index("plank"), 8.0, 1.0)
+    noise = spectral_noise(white, texture.slope, stretch)
     tints = jax.random.normal(k_tint, (32, 32))
     first, second, third = texture.colours
     n = texture.repeats
@@ -60,12 +60,11 @@ def bake(texture: Texture) -> Float[Array, "y x 3"]:
     striped = _between(first, second, jnp.floor(u * n) % 2)
     brick = _cells(u * (n // 2) + stagger, v * n, n // 2, 0.05, 0.10, tints, first, third)
     plank = _cells(u * n, v * (n // 4 + 1), n, 0.05, 0.02, tints, first, third)
-    tile = _cells(u * n, v * n, n, 0.05, 0.05, tints, first, third)
+    tile = _cells(u * n, v * n, n, 0.08, 0.08, tints, first, third)
     plaster = jnp.broadcast_to(first, (SIZE, SIZE, 3))
 
     base = jnp.stack([stone, checker, striped, brick, plank, tile, plaster])[texture.kind]
-    relief = jnp.where(texture.kind == WALLS.index("plank"), grain, noise)
-    return jnp.clip(base * jnp.exp(texture.contrast * relief[..., None]), 0.0, 1.0)
+    return jnp.clip(base * jnp.exp(texture.contrast * noise[..., None]), 0.0, 1.0)
 
 
 def mip_pyramid(image: Float[Array, "y x 3"]) -> Float[Array, "texels 3"]:

@@ -4,16 +4,18 @@ Everything about a scene follows from one integer seed. The world's origin is th
 camera looks at it and the objects stand around it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from experiments.scene_render import MOTIONS, SHAPES, Objects, Scene, object_poses, render
 from experiments.scene_textures import WALLS, Texture
 
 __all__ = ["COLOURS", "MOTIONS", "SHAPES", "Scene", "caption", "demo_camera", "demo_scene",
-           "object_poses", "render", "sample_camera", "sample_scene", "scene_keys"]
+           "object_poses", "render", "sample_camera", "sample_scene", "scene_of"]
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 _PAINT = jnp.array([
@@ -24,10 +26,14 @@ _VERBS = ("rests", "moves left", "moves right", "comes closer", "moves away", "b
 CAPTION_BYTES = 63  # the text encoder's length less its end-of-text token
 
 
-def scene_keys(seed: int) -> tuple[Array, Array]:
-    """The keys of a seed's scene and of its camera."""
+@partial(jax.jit, static_argnames=("frames", "height", "width"))
+def scene_of(
+    seed: Int[ArrayLike, ""], frames: int, height: int, width: int,
+) -> tuple[Scene, Float[Array, "t 4 4"], Float[Array, "3 3"]]:
+    """The scene that a seed stands for, with its source camera's c2w and intrinsics."""
     scene_key, camera_key = jax.random.split(jax.random.key(seed))
-    return scene_key, camera_key
+    scene = sample_scene(scene_key)
+    return scene, *sample_camera(camera_key, scene, frames, height, width)
 
 
 def sample_scene(key: Array) -> Scene:
@@ -40,8 +46,8 @@ def sample_scene(key: Array) -> Scene:
     light = jax.random.uniform(k_light, (3,), minval=jnp.array([-1.5, -1.4, -2.2]),
                                maxval=jnp.array([1.5, -0.9, -0.5]))
     warmth, strength, ambient, exposure = jax.random.uniform(
-        k_warmth, (4,), minval=jnp.array([-0.12, 1.1, 0.35, 1.1]),
-        maxval=jnp.array([0.16, 1.7, 0.6, 1.6]))
+        k_warmth, (4,), minval=jnp.array([-0.12, 1.2, 0.22, 1.4]),
+        maxval=jnp.array([0.16, 1.8, 0.42, 2.1]))
     tint = jnp.stack([1 + warmth, jnp.ones(()), 1 - warmth])
     return Scene(
         room=room, textures=_sample_textures(k_texture), objects=_sample_objects(k_objects, floor),
@@ -147,17 +153,18 @@ def _sample_textures(key):
     # Ceilings are plain; floors and walls differ.
     wall, step = jax.random.randint(k_kind, (2,), 0, jnp.array([7, 6]))
     kinds = jnp.stack([wall, (wall + 1 + step) % 7, WALLS.index("plaster")])
-    vivid = jax.random.uniform(k_colour, (3, 3, 3))
-    level = jax.random.uniform(k_mute, (3, 3, 1), minval=0.15, maxval=0.55)
-    colours = level * (0.6 + 0.8 * vivid)
-    # The second and third colours stay near the first: a room is one palette.
-    colours = colours.at[:, 1:].set(0.5 * (colours[:, 1:] + colours[:, :1]))
-    colours = colours.at[2].set(0.35 + 0.5 * colours[2])
+    # One hue for a room's surfaces, lighter and darker: brightness carries the pattern.
+    vivid = 0.65 + 0.7 * jax.random.uniform(k_colour, (3, 3, 3))
+    vivid = vivid.at[:, 1:].set(0.5 * (vivid[:, 1:] + vivid[:, :1]))
+    level = jnp.array([0.34, 0.075, 0.045]) * jnp.exp(jax.random.uniform(
+        k_mute, (3, 3), minval=-0.5, maxval=0.5))
+    colours = level[:, :, None] * vivid
+    colours = colours.at[2].set(0.4 + 0.4 * colours[2])
     return Texture(
         kind=kinds, key=jax.random.split(k_noise, 3), colours=colours,
-        repeats=2 * jax.random.randint(k_repeats, (3,), 2, 6),
-        slope=jax.random.uniform(k_slope, (3,), minval=0.9, maxval=1.5),
-        contrast=jax.random.uniform(k_contrast, (3,), minval=0.06, maxval=0.25))
+        repeats=2 * jax.random.randint(k_repeats, (3,), 3, 8),
+        slope=jax.random.uniform(k_slope, (3,), minval=0.7, maxval=1.2),
+        contrast=jax.random.uniform(k_contrast, (3,), minval=0.2, maxval=0.5))
 
 
 def _sample_objects(key, floor):
@@ -225,15 +232,19 @@ def _verb(shape, motion):
 
 def _wordings(names, does, wall):
     """Captions from the fullest to the tersest."""
-    first, *others = names
-    moving = [name for name, verb in zip(others, does[1:], strict=True) if verb != "rests"]
-    acts = [f"a {name} {verb}" for name, verb in zip(names, does, strict=True)]
-    beside = " and ".join(f"a {name}" for name in others)
-    if moving or not others:
-        yield f"{' and '.join(acts[:2])}{' by ' if len(names) > 2 else ''}" \
-              f"{'a ' + names[2] if len(names) > 2 else ''} in a {wall} room"
-        yield ", ".join(act[2:] for act in acts) + f", {wall} room"
-    if others:
-        yield f"a {first} {does[0]} beside {beside} in a {wall} room"
-        yield f"{first} {does[0]}, {', '.join(others)}, {wall} room"
-        yield f"{first} {does[0]}, {', '.join(others)}, {wall}"
+    acts = [f"{name} {verb}" for name, verb in zip(names, does, strict=True)]
+    rests = [" and ".join(_a(name) for name in names[1:]), ", ".join(names[1:])]
+    if len(names) == 1:
+        yield f"{_a(acts[0])} in a {wall} room"
+        return
+    if does[1] != "rests":
+        third = f" by {_a(names[2])}" if len(names) > 2 else ""
+        yield f"{_a(acts[0])} and {_a(acts[1])}{third} in a {wall} room"
+        yield f"{', '.join(acts[:2] + names[2:])}, {wall} room"
+    yield f"{_a(acts[0])} beside {rests[0]} in a {wall} room"
+    yield f"{acts[0]}, {rests[1]}, {wall} room"
+    yield f"{acts[0]}, {rests[1]}, {wall}"
+
+
+def _a(name):
+    return f"an {name}" if name.startswith("orange") else f"a {name}"
