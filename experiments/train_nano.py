@@ -24,10 +24,14 @@ import tyro
 from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
+from ic_jax.checkpoint import load, save
+from ic_jax.model import BUNDLED
+from ic_jax.models import wan_vae
 from ic_jax.models.umt5 import UMT5Encoder, byte_tokens
 from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import WanDiT
 from ic_jax.models.wan_vae import Stream, WanVAE
+from ic_jax.sampling.schedule import shifted
 
 NANO = VARIANTS["nano"]
 
@@ -208,6 +212,106 @@ def train_vae(options: Options) -> None:
 # The generator ------------------------------------------------------------------
 
 
+def folded(params: PyTree, mean: np.ndarray, std: np.ndarray) -> PyTree:
+    """The same autoencoder with unit latents: its outer projections absorb mean and std."""
+    quant, post = params["quant"], params["post_quant"]
+    std2 = np.concatenate([std, std])
+    # The second half is a log-variance: dividing by std subtracts 2 log std.
+    kernel = quant["kernel"] / np.where(np.arange(len(std2)) < len(std), std2, 1.0)
+    bias = np.concatenate(
+        [(quant["bias"][: len(std)] - mean) / std, quant["bias"][len(std) :] - 2 * np.log(std)]
+    )
+    inverse = {
+        "kernel": post["kernel"] * std[:, None],
+        "bias": post["bias"] + mean @ post["kernel"][0, 0, 0],
+    }
+    return {**params, "quant": {"kernel": kernel, "bias": bias}, "post_quant": inverse}
+
+
+def cache_latents(options: Options) -> tuple[np.ndarray, list[str]]:
+    """Latents and captions of all training scenes; encoded once, by the autoencoder at hand.
+
+    The first call also measures the latents' mean and std and stores the folded weights.
+    """
+    captions = [
+        caption
+        for file in sorted(options.data.glob("nano_train*.json"))
+        for caption in json.loads(file.read_text())
+    ]
+    file = options.data / "latents.npy"
+    if file.exists():
+        return np.load(file), captions
+    params = jax.tree.map(np.asarray, trained(options, "vae")["params"])
+    encode = jax.jit(lambda clip: wan_vae.encode(NANO.vae, params, to_float(clip)))
+    parts, size = clips(options.data, "train"), 4
+    latents = np.concatenate(
+        [
+            np.asarray(encode(part[i : i + size]))
+            for part in parts
+            for i in tqdm(range(0, len(part), size), desc="latents", mininterval=10)
+        ]
+    )
+    mean, std = latents.mean((0, 1, 2, 3)), latents.std((0, 1, 2, 3))
+    save(options.data / "vae.safetensors", folded(params, mean, std), {"variant": "nano"})
+    latents = (latents - mean) / std
+    np.save(file, latents)
+    return latents, captions
+
+
+def dit_loss(params, key, latent, tokens, mask):
+    """Flow matching: the velocity noise - clean, at levels drawn like the sampler's."""
+    level_key, noise_key = jax.random.split(key)
+    sigma = shifted(jax.random.uniform(level_key, latent.shape[:1]), NANO.shift)
+    noise = jax.random.normal(noise_key, latent.shape)
+    wide = sigma[:, None, None, None, None]
+    context = UMT5Encoder(NANO.umt5).apply({"params": params["umt5"]}, tokens, mask)
+    velocity = WanDiT(NANO.dit).apply(
+        {"params": params["dit"]}, (1 - wide) * latent + wide * noise, 1000 * sigma, context
+    )
+    loss = jnp.mean((velocity - (noise - latent)) ** 2)
+    return loss, {"loss": loss}
+
+
+def train_dit(options: Options) -> None:
+    latents, captions = cache_latents(options)
+    ids, masks = (np.stack(a) for a in zip(*(byte_tokens(c, NANO.dit.text_len) for c in captions)))
+    empty, empty_mask = byte_tokens("", NANO.dit.text_len)
+    rng = np.random.default_rng(options.seed)
+
+    def batches(step: int):
+        at = rng.integers(len(latents), size=options.batch)
+        drop = rng.random((options.batch, 1)) < 0.1  # so that "no prompt" means something
+        tokens = np.where(drop, empty, ids[at])
+        return latents[at], tokens, np.where(drop, empty_mask, masks[at])
+
+    keys = jax.random.split(jax.random.key(2))
+    tokens, mask = jnp.asarray(ids[:1]), jnp.asarray(masks[:1])
+    umt5, dit = UMT5Encoder(NANO.umt5), WanDiT(NANO.dit)
+    context = jnp.zeros((1, NANO.dit.text_len, NANO.dit.text_dim))
+    params = {
+        "umt5": jax.jit(umt5.init)(keys[0], tokens, mask)["params"],
+        "dit": jax.jit(dit.init)(keys[1], jnp.asarray(latents[:1]), jnp.ones(1), context)["params"],
+    }
+    train(options, params, dit_loss, batches)
+
+
+def export(options: Options) -> None:
+    """Both stages to ic_jax/nano, in bfloat16."""
+    half = lambda tree: jax.tree.map(lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16)), tree)
+    vae, _ = load(options.data / "vae.safetensors")
+    stages = {name: trained(options, name) for name in ("vae", "dit")}
+    record = {
+        "variant": "nano",
+        "trained": {
+            name: {"steps": run["step"], "minutes": round(run["seconds"] / 60)}
+            for name, run in stages.items()
+        },
+    }
+    save(BUNDLED / "vae.safetensors", half(vae), record)
+    save(BUNDLED / "generator.safetensors", half(stages["dit"]["params"]), record)
+    print(json.dumps(record))
+
+
 if __name__ == "__main__":
     run = tyro.cli(Options)
-    {"vae": train_vae}[run.stage](run)
+    {"vae": train_vae, "dit": train_dit, "export": export}[run.stage](run)

@@ -41,7 +41,10 @@ def from_other_frames(
     """
     frames = clip.shape[0]
     distances = [2**i for i in range((frames - 1).bit_length())]
-    for offset in (sign * d for d in distances for sign in (-1, 1)):
+    offsets = jnp.array([sign * d for d in distances for sign in (-1, 1)], jnp.int32)
+
+    def look(found, offset):
+        warped, visible = found
         at = jnp.clip(jnp.arange(frames) + offset, 0, frames - 1)
         source = jax.tree.map(lambda leaf: leaf[at], operator.source)
         other = warp_operator(
@@ -50,9 +53,9 @@ def from_other_frames(
         weight = (1 - visible) * other.visible
         total = visible + weight
         share = (weight / jnp.where(total > 0, total, 1.0))[..., None]
-        warped = (1 - share) * warped + share * other.apply(clip[at])
-        visible = total
-    return warped, visible
+        return ((1 - share) * warped + share * other.apply(clip[at]), total), None
+
+    return jax.lax.scan(look, (warped, visible), offsets)[0]
 
 
 def push_pull(
