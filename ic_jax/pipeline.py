@@ -9,6 +9,7 @@ weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one 
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -151,7 +152,14 @@ def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h 
     return wan_vae.decode(sizes.vae, weights.vae, state.x[None])[0]
 
 
+CONSISTENCIES: dict[str, Callable[[Settings], Consistency]] = {
+    "fusion": lambda settings: fusion(),
+    "dds": lambda settings: dds(settings.gamma),
+    "none": lambda settings: none,
+}
+
+
 def consistency(settings: Settings) -> Consistency:
     """The rule that `settings` names, within its window of noise levels."""
-    rules = {"fusion": fusion(), "dds": dds(settings.gamma), "none": none}
-    return within(rules[settings.consistency], settings.guided_from, settings.guided_to)
+    rule = CONSISTENCIES[settings.consistency](settings)
+    return within(rule, settings.guided_from, settings.guided_to)

@@ -1,0 +1,41 @@
+"""Render the bundled clip, its depth, and its true view from one new camera.
+
+    python -m experiments.make_sample
+"""
+
+import json
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.scenes import caption, demo_camera, demo_scene, render
+from ic_jax.geometry.depth import DepthClip, save_depth
+from ic_jax.model import BUNDLED
+from ic_jax.models.variants import VARIANTS
+from ic_jax.shot import load_shot
+from ic_jax.video import read_video, to_uint8, write_video
+
+CAMERA = "arc_left"
+FPS = Fraction(12)
+
+
+def main() -> None:
+    sizes = VARIANTS["nano"]
+    frames, height, width = sizes.frames, sizes.height, sizes.width
+    scene, times = demo_scene(), jnp.linspace(0.0, 1.0, frames)
+    c2w, intrinsics = demo_camera(frames, height, width)
+    clip, depth = render(scene, c2w, intrinsics, times, height, width)
+    write_video(BUNDLED / "clip.mp4", to_uint8(np.asarray(clip)), FPS)
+    per_frame = jnp.broadcast_to(intrinsics, (frames, 3, 3))
+    save_depth(BUNDLED / "clip_depth.npz", DepthClip(depth, per_frame, c2w, "metric"))
+
+    shot = load_shot(read_video(BUNDLED / "clip.mp4"), BUNDLED / "clip_depth.npz", CAMERA)
+    truth, _ = render(scene, shot.target.c2w, intrinsics, times, height, width)
+    write_video(BUNDLED / "clip_truth.mp4", to_uint8(np.asarray(truth)), FPS)
+    sample = {"prompt": caption(scene), "camera": CAMERA}
+    (BUNDLED / "clip.json").write_text(json.dumps(sample, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a run leaves behind: videos, a contact sheet, and a record of how they were made."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from .director import Take
+from .errors import InputError
+from .report import comparison_frames, psnr_db, save_png, summary
+from .video import Clip, read_video, write_video
+
+# A pixel counts as seen from here on.
+VISIBLE = 0.5
+
+
+def read_truth(path: Path, clip: Clip) -> UInt8[np.ndarray, "t h w 3"]:
+    """The true new view. Raises InputError unless it has the clip's size and length."""
+    frames = read_video(path).frames
+    if frames.shape != clip.frames.shape:
+        found, wanted = (f"{f.shape[0]} frames of {f.shape[2]}x{f.shape[1]}" for f in (frames, clip.frames))
+        raise InputError(f"{path}: {found}, but {clip.path} has {wanted}")
+    return frames
+
+
+def measure(take: Take, truth: UInt8[np.ndarray, "t h w 3"] | None) -> dict[str, Any]:
+    """coverage: the mean visible share. visible_psnr_db: the result against the warp, where
+    that saw something. psnr_db: the result against the truth, by region, where it is known."""
+    seen = take.visible >= VISIBLE
+    facts: dict[str, Any] = {
+        "coverage": round(float(take.visible.mean()), 4),
+        "visible_psnr_db": round(psnr_db(take.recaptured, take.warped, seen), 2),
+    }
+    if truth is not None:
+        regions = {"visible": seen, "hole": ~seen, "whole": np.ones_like(seen)}
+        facts["psnr_db"] = {
+            name: round(psnr_db(take.recaptured, truth, region), 2)
+            for name, region in regions.items()
+        }
+    return facts
+
+
+def write_take(
+    folder: Path,
+    clip: Clip,
+    take: Take,
+    truth: UInt8[np.ndarray, "t h w 3"] | None,
+    title: str,
+    facts: Mapping[str, str],
+) -> None:
+    """recaptured, warped, visible and comparison as mp4, with the clip's rate and audio."""
+    write_like(folder / "recaptured.mp4", take.recaptured, clip)
+    write_like(folder / "warped.mp4", take.warped, clip)
+    write_like(folder / "visible.mp4", as_grey(take.visible), clip)
+    sides = comparison_frames(clip.frames, take.warped, take.visible, take.recaptured)
+    write_video(folder / "comparison.mp4", sides, clip.fps, audio_from=clip.path)
+    sheet = summary(
+        clip.frames, take.warped, take.visible, take.recaptured, truth,
+        title=title, facts=facts, fps=clip.fps,
+    )  # fmt: skip
+    save_png(folder / "summary.png", sheet)
+
+
+def write_like(path: Path, frames: UInt8[np.ndarray, "t h w 3"], clip: Clip) -> None:
+    """A video with the rate, pixel aspect and audio of a clip."""
+    write_video(path, frames, clip.fps, audio_from=clip.path, pixel_aspect=clip.pixel_aspect)
+
+
+def as_grey(share: Float[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
+    """[0, 1] as black to white."""
+    return np.repeat(np.round(255 * share).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def describe(clip: Clip) -> dict[str, Any]:
+    """The clip, as result.json names it."""
+    frames, height, width, _ = clip.frames.shape
+    return {"clip": clip.path, "frames": frames, "height": height, "width": width, "fps": clip.fps}
+
+
+def environment() -> dict[str, Any]:
+    """Where the numbers come from."""
+    device = jax.devices()[0]
+    packages = ("ic-jax", "jax", "jaxlib", "flax", "numpy")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return {
+        "device": f"{device.platform}: {device.device_kind} x{jax.device_count()}",
+        "versions": versions,
+    }

@@ -1,0 +1,134 @@
+"""A clip with its depth, and the camera it is to be seen from: files in, arrays out."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from . import framing
+from .errors import InputError
+from .geometry.camera import Camera, compose, scale_intrinsics
+from .geometry.depth import DepthClip, load_depth, resize_depth, scene_radius
+from .geometry.trajectory import load_trajectory, trajectory
+from .geometry.warp import WarpOperator, warp_operator
+from .video import Clip
+
+# A depth map of another size is taken for the same picture up to this difference in aspect.
+ASPECT_TOLERANCE = 0.02
+
+_warp_operator = jax.jit(warp_operator)
+
+
+class Shot(NamedTuple):
+    """Frames, their z-depth and the two cameras, all of one size and length.
+
+    `keep` is False where a pixel is no part of the scene (padding).
+    """
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    depth: Float[np.ndarray, "t h w"]
+    source: Camera
+    target: Camera
+    keep: Bool[np.ndarray, "t h w"]
+
+    def operator(self) -> WarpOperator:
+        """The warp from the source cameras to the target cameras."""
+        depth, source, target, keep = jax.tree.map(jnp.asarray, self[1:])
+        return _warp_operator(depth, source, target, keep=keep)
+
+
+def load_shot(
+    clip: Clip,
+    depth_path: str | Path,
+    camera: str,
+    *,
+    amount: float | None = None,
+    depth_kind: str | None = None,
+    fov: float | None = None,
+) -> Shot:
+    """A clip, its depth file, and a camera: a path's name or a JSON file's.
+
+    Raises:
+        InputError: depth or camera that cannot be read or do not fit the clip.
+    """
+    frames, height, width, _ = clip.frames.shape
+    depth = _fitted(load_depth(depth_path, depth_kind, fov), clip, depth_path)
+    if camera.endswith(".json"):
+        if amount is not None:
+            raise InputError(f"{camera}: a camera file has no amount; leave --amount out")
+        target = load_trajectory(camera, depth.intrinsics, (height, width))
+        if len(target.c2w) != frames:
+            raise InputError(f"{camera}: {len(target.c2w)} poses for a clip of {frames} frames")
+    else:
+        path = trajectory(camera, frames, scene_radius(depth.depth), amount)
+        target = Camera(compose(depth.c2w[0], path), depth.intrinsics)
+    keep = np.ones((frames, height, width), bool)
+    return Shot(clip.frames, np.asarray(depth.depth), depth.camera, target, keep)
+
+
+def to_working(shot: Shot, fit: framing.Fit) -> Shot:
+    """The shot as a model of fixed size sees it; its padding is no part of the scene."""
+    cameras = (
+        camera._replace(
+            intrinsics=jnp.asarray(
+                framing.intrinsics_to_working(np.asarray(camera.intrinsics), fit)
+            )
+        )
+        for camera in (shot.source, shot.target)
+    )
+    keep = np.broadcast_to(framing.inside(fit), (len(shot.frames), *fit.working))
+    return Shot(
+        framing.to_working(shot.frames, fit),
+        framing.depth_to_working(shot.depth, fit),
+        *cameras,
+        keep=keep,
+    )
+
+
+def take(shot: Shot, window: range) -> Shot:
+    """The shot's frames in one window; past its end the last frame repeats."""
+    take_leaf = lambda leaf: framing.take(np.asarray(leaf), window)
+    cameras = (Camera(*map(take_leaf, camera)) for camera in (shot.source, shot.target))
+    return Shot(
+        take_leaf(shot.frames), take_leaf(shot.depth), *cameras, keep=take_leaf(shot.keep)
+    )
+
+
+def hold(shot: Shot, known: UInt8[np.ndarray, "n h w 3"]) -> Shot:
+    """The shot, whose first n frames are known in the new view already.
+
+    They become frames that the target camera took itself: the warp leaves them as they
+    are and counts them as observed, by the same operator as everything else.
+    """
+    n = len(known)
+    replaced = lambda old, new: np.concatenate([np.asarray(new), np.asarray(old)[n:]])
+    return Shot(
+        replaced(shot.frames, known),
+        replaced(shot.depth, np.ones((n, *shot.depth.shape[1:]), np.float32)),
+        Camera(*(replaced(s, t[:n]) for s, t in zip(shot.source, shot.target))),
+        shot.target,
+        replaced(shot.keep, np.ones((n, *shot.keep.shape[1:]), bool)),
+    )
+
+
+def _fitted(depth: DepthClip, clip: Clip, path: str | Path) -> DepthClip:
+    """Depth at the clip's own size."""
+    frames, height, width, _ = clip.frames.shape
+    if len(depth.depth) != frames:
+        raise InputError(
+            f"{path}: {len(depth.depth)} frames of depth for {frames} frames in {clip.path}"
+        )
+    found = depth.depth.shape[1:]
+    scale_y, scale_x = height / found[0], width / found[1]
+    if abs(scale_y / scale_x - 1) > ASPECT_TOLERANCE:
+        raise InputError(
+            f"{path}: depth is {found[1]}x{found[0]} and {clip.path} is {width}x{height};"
+            " give depth of the clip's aspect"
+        )
+    return depth._replace(
+        depth=resize_depth(depth.depth, height, width),
+        intrinsics=scale_intrinsics(depth.intrinsics, scale_x, scale_y),
+    )
