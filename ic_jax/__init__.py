@@ -1,0 +1,23 @@
+"""InverseCrafter in functional JAX: give a video a new camera, training nothing."""
+
+from .director import Take, direct
+from .errors import InputError
+from .model import Model, load_model
+from .pipeline import Settings, recapture
+from .shot import Shot, load_shot
+from .video import Clip, read_video, write_video
+
+__all__ = [
+    "Clip",
+    "InputError",
+    "Model",
+    "Settings",
+    "Shot",
+    "Take",
+    "direct",
+    "load_model",
+    "load_shot",
+    "read_video",
+    "recapture",
+    "write_video",
+]

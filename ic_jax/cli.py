@@ -92,7 +92,13 @@ class Recapture:
             settings = resolve(self.settings, model)
             with progress_bar(len(plan(model, shot)) * settings.steps) as advance:
                 take = direct(
-                    model, settings, shot, self.prompt, self.negative_prompt, self.seed, advance
+                    model,
+                    settings,
+                    shot,
+                    prompt=self.prompt,
+                    negative_prompt=self.negative_prompt,
+                    seed=self.seed,
+                    progress=advance,
                 )
             seconds |= take.seconds
             facts = delivery.measure(take, truth)
@@ -184,13 +190,14 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
 
 @contextmanager
 def progress_bar(steps: int) -> Iterator[Progress]:
-    with tqdm(total=steps, unit="step", leave=True) as bar:
+    with tqdm(total=steps, unit="step", leave=False) as bar:
 
         def advance(stage: str, done: int) -> None:
             bar.set_description(stage)
             bar.update(done)
 
         yield advance
+        bar.leave = True  # a run that failed shows its one line of error and no bar
 
 
 def report(out: Path, facts: dict) -> None:

@@ -66,9 +66,10 @@ def direct(
     model: Model,
     settings: Settings,
     shot: Shot,
-    prompt: str,
-    negative_prompt: str,
-    seed: int,
+    *,
+    prompt: str = "",
+    negative_prompt: str = "",
+    seed: int = 0,
     progress: Progress = lambda stage, steps: None,
 ) -> Take:
     """Re-capture a shot of any size and length.

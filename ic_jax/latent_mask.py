@@ -14,8 +14,9 @@ is pure, and runs under jit. InverseCrafter (arXiv 2512.05672) does not publish 
 formula: `encoded` is the plainest reading of its text, and all of these are reconstructions.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 Encode = Callable[[Float[Array, "t h w 3"]], Float[Array, "t2 h2 w2 c"]]
 
 
+@runtime_checkable
 class Operator(Protocol):
     """Anything that knows which share of each target pixel it has seen."""
 

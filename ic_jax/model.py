@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .checkpoint import load
+from .checkpoint import load, shape_difference, shapes
 from .errors import InputError
 from .models.umt5 import UMT5Encoder, byte_tokens
 from .models.variants import Variant, variant
@@ -64,30 +64,28 @@ def expected_shapes(sizes: Variant) -> dict[str, PyTree]:
     noisy = jnp.zeros((1, t, h, w, sizes.dit.in_channels))
     context = jnp.zeros((1, sizes.dit.text_len, sizes.dit.text_dim))
     tokens = jnp.zeros((1, sizes.dit.text_len), jnp.int32)
-    shapes = {
+    trees = {
         "vae": jax.eval_shape(WanVAE(sizes.vae).init, key, frame),
         "dit": jax.eval_shape(WanDiT(sizes.dit).init, key, noisy, jnp.zeros(1), context),
         "umt5": jax.eval_shape(UMT5Encoder(sizes.umt5).init, key, tokens, tokens),
     }
-    return {name: tree["params"] for name, tree in shapes.items()}
+    return {name: tree["params"] for name, tree in trees.items()}
 
 
 def _check(folder: Path, found: dict[str, PyTree], expected: dict[str, PyTree]) -> None:
-    from .checkpoint import shape_difference, shapes
-
     difference = shape_difference(shapes(found), shapes(expected))
     if difference:
         raise InputError(f"{folder}: weights do not fit the model: {difference.splitlines()[0]}")
 
 
-def tokenize(sizes: Variant, prompts: list[str]) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
+def tokenize(sizes: Variant, prompts: list[str]) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
     """Token ids and their mask, one row per prompt. The small model reads bytes."""
     ids, masks = zip(*(byte_tokens(p, sizes.dit.text_len) for p in prompts))
     return jnp.asarray(ids), jnp.asarray(masks)
 
 
 def embed(
-    sizes: Variant, umt5: PyTree, tokens: Int[Array, "b l"], mask: Int[Array, "b l"]
+    sizes: Variant, umt5: PyTree, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
 ) -> Float[Array, "b l d"]:
     """Context for the generator; zeros where there is no text."""
     return UMT5Encoder(sizes.umt5).apply({"params": umt5}, tokens, mask)

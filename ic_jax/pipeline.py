@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .fill import fill
 from .geometry.warp import WarpOperator
@@ -79,7 +79,7 @@ def recapture(
     weights: Weights,
     scene: Scene,
     tokens: Int[Array, "2 l"],
-    token_mask: Int[Array, "2 l"],
+    token_mask: Bool[Array, "2 l"],
     key: PRNGKeyArray,
 ) -> Float[Array, "t h w 3"]:
     """The clip from the new camera, in [-1, 1]. `tokens` are [negative prompt, prompt]."""

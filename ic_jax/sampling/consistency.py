@@ -5,7 +5,8 @@ noise moves too. `recompute` takes the noise that the same x implies, which is e
 Gaussian; `keep` leaves it, as DDIM-style projections do, and loses variance.
 """
 
-from typing import Callable, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -3,7 +3,8 @@
 The flow x = (1-σ) clean + σ noise has the velocity v = noise - clean.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -3,7 +3,8 @@
 Everything here works on one clip and is pure: `jax.vmap`, `jax.pmap` and `jax.jit` apply.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree

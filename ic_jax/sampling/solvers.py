@@ -1,6 +1,7 @@
 """Recombine: predictions become the latent at the next level."""
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

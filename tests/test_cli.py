@@ -1,0 +1,209 @@
+"""The command line as a user meets it: what it leaves behind, and what it says of bad input."""
+
+import json
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ic_jax.cli import main
+from ic_jax.geometry.camera import intrinsics_from_fov
+from ic_jax.model import BUNDLED
+from ic_jax.video import read_video, write_video
+
+FILES = {
+    "recaptured.mp4",
+    "warped.mp4",
+    "visible.mp4",
+    "comparison.mp4",
+    "summary.png",
+    "result.json",
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs `ic-jax` with arguments: its exit code and what it printed on each stream."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["ic-jax", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def a_clip(folder, frames=6, height=24, width=36, fps=Fraction(24000, 1001)):
+    """A textured wall three units away, and its depth file."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([120 + 60 * np.sin(x / 3), 120 + 60 * np.cos(y / 4), 90 + 2 * x], -1)
+    clip = np.repeat(image[None].astype(np.uint8), frames, axis=0)
+    write_video(folder / "clip.mp4", clip, fps)
+    arrays = {
+        "depth": np.full((frames, height, width), 3.0, np.float32),
+        "kind": "metric",
+        "intrinsics": np.asarray(intrinsics_from_fov(60.0, height, width)),
+    }
+    np.savez(folder / "depth.npz", **arrays)
+    return folder / "clip.mp4", folder / "depth.npz", arrays
+
+
+def test_bundled_clip_is_recaptured_and_replaced(run, tmp_path):
+    out = tmp_path / "new" / "recapture"
+    code, stdout, stderr = run("recapture", "--out", out, "--steps", 2)
+    assert code == 0, stderr
+    assert "sample" in stderr and "100%" in stderr
+    assert str(out) in stdout
+    assert {file.name for file in out.iterdir()} == FILES
+    source = read_video(BUNDLED / "clip.mp4")
+    for name in ("recaptured", "warped", "visible"):
+        made = read_video(out / f"{name}.mp4")
+        assert made.frames.shape == source.frames.shape and made.fps == source.fps
+    result = json.loads((out / "result.json").read_text())
+    assert 0.5 < result["coverage"] < 1
+    assert set(result["psnr_db"]) == {"visible", "hole", "whole"}
+    assert result["settings"]["steps"] == 2 and result["seed"] == 0
+    assert {"sample", "decode", "write"} <= set(result["seconds"])
+
+    first = (out / "recaptured.mp4").read_bytes()
+    assert run("recapture", "--out", out, "--steps", 2)[0] == 0
+    assert (out / "recaptured.mp4").read_bytes() == first
+    assert run("recapture", "--out", out, "--steps", 2, "--seed", 1)[0] == 0
+    assert (out / "recaptured.mp4").read_bytes() != first
+
+
+@pytest.mark.parametrize("frames, size", [(5, (48, 50)), (31, (33, 97))])
+def test_output_has_the_size_length_and_rate_of_the_input(run, tmp_path, frames, size):
+    clip, depth, _ = a_clip(tmp_path, frames, *size)
+    out = tmp_path / "out"
+    code, _, stderr = run(
+        "recapture", clip, "--depth", depth, "--camera", "zoom_out", "--out", out, "--steps", 2
+    )
+    assert code == 0, stderr
+    made = read_video(out / "recaptured.mp4")
+    assert made.frames.shape == (frames, *size, 3)
+    assert made.fps == Fraction(24000, 1001)
+    windows = json.loads((out / "result.json").read_text())["windows"]
+    assert windows[0][0] == 0 and windows[-1][1] == frames
+    assert all(later[0] == earlier[1] - 5 for earlier, later in zip(windows, windows[1:]))
+
+
+def test_warp_is_geometry_at_the_clips_own_size(run, tmp_path):
+    clip, depth, _ = a_clip(tmp_path)
+    code, _, stderr = run(
+        "warp", clip, "--depth", depth, "--camera", "zoom_in", "--out", tmp_path / "out"
+    )
+    assert code == 0, stderr
+    assert read_video(tmp_path / "out" / "warped.mp4").frames.shape == (6, 24, 36, 3)
+    # Nothing is disoccluded when one walks up to a wall.
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["coverage"] > 0.999
+
+
+def changed(**fields):
+    def spoil(folder, arrays):
+        arrays |= {k: v(arrays) if callable(v) else v for k, v in fields.items()}
+        np.savez(folder / "depth.npz", **arrays)
+
+    return spoil
+
+
+def bad_depth(value):
+    def depth(arrays):
+        spoilt = arrays["depth"].copy()
+        spoilt[2, 3, 4] = value
+        return spoilt
+
+    return changed(depth=depth)
+
+
+def without_depth(folder, arrays):
+    np.savez(folder / "depth.npz", disparity=arrays["depth"])
+
+
+def poses(matrix):
+    def spoil(folder, arrays):
+        (folder / "path.json").write_text(json.dumps({"c2w": [matrix.tolist()] * 6}))
+
+    return spoil
+
+
+def write(name, content):
+    return lambda folder, arrays: (folder / name).write_bytes(content)
+
+
+def no_clip(folder, arrays):
+    (folder / "clip.mp4").unlink()
+
+
+def cut_clip(folder, arrays):
+    whole = (folder / "clip.mp4").read_bytes()
+    (folder / "clip.mp4").write_bytes(whole[: len(whole) // 2])
+
+
+def other_peoples_files(folder, arrays):
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.tex").write_text("years of work")
+
+
+def truncated_weights(folder, arrays):
+    shutil.copytree(BUNDLED, folder / "model")
+    whole = (folder / "model" / "vae.safetensors").read_bytes()
+    (folder / "model" / "vae.safetensors").write_bytes(whole[:-1000])
+
+
+PATH = ["--camera", "path.json"]
+
+
+@pytest.mark.parametrize(
+    "spoil, options, said",
+    [
+        (no_clip, [], "clip.mp4: no such file"),
+        (write("clip.mp4", b"not a video"), [], "clip.mp4"),
+        (write("clip.mp4", b""), [], "clip.mp4"),
+        (cut_clip, [], "clip.mp4"),
+        (changed(depth=np.ones((6, 24))), [], "depth.npz: depth has shape"),
+        (changed(depth=np.ones((5, 24, 36))), [], "depth.npz: 5 frames of depth for 6"),
+        (changed(depth=np.ones((6, 24, 24))), [], "depth.npz: depth is 24x24"),
+        (without_depth, [], "depth.npz: no array named depth"),
+        (bad_depth(np.nan), [], "depth.npz: 1 of"),
+        (bad_depth(0.0), [], "the first in frame 2"),
+        (bad_depth(-1.0), [], "depth.npz: 1 of"),
+        (changed(intrinsics=np.zeros((3, 3))), [], "depth.npz: intrinsics of frame 0"),
+        (changed(kind="guess"), [], "depth.npz: unknown kind"),
+        (poses(2 * np.eye(4)), PATH, "path.json: c2w of frame 0 is not a rigid transform"),
+        (write("path.json", b"{"), PATH, "path.json: not a JSON file"),
+        (None, ["--camera", "path.json"], "path.json: cannot read"),
+        (None, ["--camera", "arc_lef"], "did you mean arc_left?"),
+        (None, ["--camera", "pan_left", "--amount", "180"], "sees nothing"),
+        (None, ["--mask", "magic"], "unknown --mask 'magic'; one of nearest"),
+        (None, ["--steps", "0"], "--steps is 0"),
+        (None, ["--model", "absent"], "absent: no such model folder"),
+        (truncated_weights, ["--model", "model"], "vae.safetensors is damaged"),
+        (other_peoples_files, [], "holds files that are not an earlier result"),
+        (write("file", b""), ["--out", "file/out"], "cannot be written"),
+        (None, ["--truth", "absent.mp4"], "absent.mp4: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run, tmp_path, monkeypatch, spoil, options, said
+):
+    *_, arrays = a_clip(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if spoil:
+        spoil(tmp_path, arrays)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    arguments = {"--depth": "depth.npz", "--out": "out"}
+    arguments |= dict(zip(options[::2], options[1::2]))
+    code, stdout, stderr = run(
+        "recapture", "clip.mp4", *(word for pair in arguments.items() for word in pair)
+    )
+    assert code == 2
+    last = stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert last.startswith("ic-jax: ") and said in last
+    assert "Traceback" not in stderr and stdout == ""
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
