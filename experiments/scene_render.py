@@ -303,5 +303,9 @@ def _object_normal(cut, local, curved):
 
 
 def _develop(light):
-    """Film curve (soft shoulder) and a display gamma with film's extra contrast, to [0, 1]."""
-    return (1 - jnp.exp(-jnp.maximum(light, 0.0)) + 1e-6) ** (1 / 1.75)
+    """Film's shoulder, display gamma and a mild S-curve: linear light to [0, 1].
+
+    The gamma and the curve are those at which scenes have the contrast of natural clips.
+    """
+    shown = (1 - jnp.exp(-jnp.maximum(light, 0.0)) + 1e-6) ** (1 / 1.75)
+    return shown + 0.25 * (shown**2 * (3 - 2 * shown) - shown)

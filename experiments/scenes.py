@@ -15,7 +15,7 @@ from experiments.scene_render import MOTIONS, SHAPES, Objects, Scene, object_pos
 from experiments.scene_textures import WALLS, Texture
 
 __all__ = ["COLOURS", "MOTIONS", "SHAPES", "Scene", "caption", "demo_camera", "demo_scene",
-           "object_poses", "render", "sample_camera", "sample_scene", "scene_of"]
+           "look_at", "object_poses", "render", "sample_camera", "sample_scene", "scene_of"]
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 _PAINT = jnp.array([
@@ -59,8 +59,8 @@ def sample_camera(
 ) -> tuple[Float[Array, "t 4 4"], Float[Array, "3 3"]]:
     """Draw a source camera's path and intrinsics (pixels of a height x width image).
 
-    The path mixes, each with its own chance: hand-held drift, an arc about the scene centre (up to
-    25 degrees), a dolly (up to 35 % of the centre's depth), a pan or tilt, and a translation.
+    A slight hand-held drift, and, each with its own chance, an arc about the scene centre (up to 25
+    degrees), a dolly (up to 35 % of the centre's depth), a pan, a tilt and a translation.
     """
     k_fov, k_place, k_use, k_amount, k_drift = jax.random.split(key, 5)
     fov = jnp.deg2rad(jax.random.uniform(k_fov, minval=45.0, maxval=75.0))
@@ -91,7 +91,24 @@ def sample_camera(
     aim = jnp.stack([aim_x, scene.room[1, 1] + aim_y, jnp.zeros(())]) + offset
     yaw = jnp.deg2rad(12 * pan * way + 0.8 * drift[:, 3])
     pitch = jnp.deg2rad(8 * tilt * way + 0.8 * drift[:, 4])
-    return jax.vmap(_look_at)(position, aim, yaw, pitch), intrinsics
+    return jax.vmap(look_at)(position, aim, yaw, pitch), intrinsics
+
+
+def look_at(
+    position: Float[Array, "3"], aim: Float[Array, "3"], yaw: Float[ArrayLike, ""] = 0.0,
+    pitch: Float[ArrayLike, ""] = 0.0,
+) -> Float[Array, "4 4"]:
+    """Level camera-to-world pose that looks at `aim`, then turned right and down (radians)."""
+    forward = aim - position
+    forward = forward / jnp.linalg.norm(forward)
+    heading = jnp.arctan2(forward[0], forward[2]) + yaw
+    dip = jnp.arcsin(forward[1]) + pitch
+    right = jnp.stack([jnp.cos(heading), jnp.zeros(()), -jnp.sin(heading)])
+    forward = jnp.stack([jnp.sin(heading) * jnp.cos(dip), jnp.sin(dip),
+                         jnp.cos(heading) * jnp.cos(dip)])
+    down = jnp.cross(forward, right)
+    rotation = jnp.stack([right, down, forward, position], -1)
+    return jnp.concatenate([rotation, jnp.array([[0, 0, 0, 1.0]])])
 
 
 def caption(scene: Scene) -> str:
@@ -145,7 +162,7 @@ def demo_camera(
     still = jnp.zeros(frames)
     position = jnp.stack([0.4 * way, still - 0.45, still - 2.75], -1)
     aim = jnp.stack([0.25 * way, still - 0.05, still], -1)
-    return jax.vmap(_look_at)(position, aim, still, still), intrinsics
+    return jax.vmap(look_at)(position, aim), intrinsics
 
 
 def _sample_textures(key):
@@ -209,20 +226,6 @@ def _smooth_drift(key, frames):
     phase, rate = jax.random.uniform(key, (2, 5, 2))
     t = jnp.linspace(0, 1, frames)[:, None, None]
     return jnp.sin(2 * jnp.pi * ((0.4 + rate) * t + phase)).mean(-1)
-
-
-def _look_at(position, aim, yaw, pitch):
-    """Camera-to-world pose; yaw turns right and pitch turns down, in radians, from the aim."""
-    forward = aim - position
-    forward = forward / jnp.linalg.norm(forward)
-    heading = jnp.arctan2(forward[0], forward[2]) + yaw
-    dip = jnp.arcsin(forward[1]) + pitch
-    right = jnp.stack([jnp.cos(heading), jnp.zeros(()), -jnp.sin(heading)])
-    forward = jnp.stack([jnp.sin(heading) * jnp.cos(dip), jnp.sin(dip),
-                         jnp.cos(heading) * jnp.cos(dip)])
-    down = jnp.cross(forward, right)
-    rotation = jnp.stack([right, down, forward, position], -1)
-    return jnp.concatenate([rotation, jnp.array([[0, 0, 0, 1.0]])])
 
 
 def _verb(shape, motion):

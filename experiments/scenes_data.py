@@ -26,7 +26,7 @@ __all__ = ["Scenes", "ScenesConfig", "array_cache", "build", "natural_clips", "s
 _FIRST_TEST_SEED = 1_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ScenesConfig(tfds.core.BuilderConfig):
     """Size of the clips and number of scenes; seeds of the two splits never meet."""
 
@@ -47,6 +47,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     """Textured rooms with moving objects; depth comes with the test split only."""
 
     VERSION = tfds.core.Version("1.0.0")
+    # tfds looks for it through importlib_resources, which it no longer installs.
+    code_path = Path(__file__)
     BUILDER_CONFIGS = [
         ScenesConfig(name="nano", frames=17, height=64, width=96),
         ScenesConfig(name="wide", frames=17, height=128, width=192),
