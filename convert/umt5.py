@@ -17,6 +17,7 @@ PROBES = {
 }
 
 _ATTENTION = "encoder.block.{n}.layer.0.SelfAttention"
+_POSITIONS = f"{_ATTENTION}.relative_attention_bias"
 _FEED_FORWARD = "encoder.block.{n}.layer.1.DenseReluDense"
 
 # kind, ours, original, transformers
@@ -27,13 +28,13 @@ _ROWS = (
     (MATRIX, "blocks/attn/k", "blocks.{n}.attn.k", f"{_ATTENTION}.k"),
     (MATRIX, "blocks/attn/v", "blocks.{n}.attn.v", f"{_ATTENTION}.v"),
     (MATRIX, "blocks/attn/o", "blocks.{n}.attn.o", f"{_ATTENTION}.o"),
-    (TENSOR, "blocks/attn/position_bias", "blocks.{n}.pos_embedding.embedding", f"{_ATTENTION}.relative_attention_bias"),
+    (TENSOR, "blocks/attn/position_bias", "blocks.{n}.pos_embedding.embedding", _POSITIONS),
     (SCALE, "blocks/norm2", "blocks.{n}.norm2", "encoder.block.{n}.layer.1.layer_norm"),
     (MATRIX, "blocks/ffn/gate", "blocks.{n}.ffn.gate.0", f"{_FEED_FORWARD}.wi_0"),
     (MATRIX, "blocks/ffn/fc1", "blocks.{n}.ffn.fc1", f"{_FEED_FORWARD}.wi_1"),
     (MATRIX, "blocks/ffn/fc2", "blocks.{n}.ffn.fc2", f"{_FEED_FORWARD}.wo"),
     (SCALE, "norm", "norm", "encoder.final_layer_norm"),
-)  # fmt: skip
+)
 
 
 def table(layout: str) -> Table:

@@ -21,21 +21,25 @@ PROBES = {
 # Every released model has heads of this width; the weights do not show it.
 _HEAD_DIM = 128
 
+_TIME = "condition_embedder.time_embedder"
+_TEXT = "condition_embedder.text_embedder"
+_IMAGE = "condition_embedder.image_embedder"
+
 # kind, ours, original, diffusers
 _TOP = (
     (PATCHES, "patch_embedding", "patch_embedding", "patch_embedding"),
-    (LINEAR, "time_embedding/fc1", "time_embedding.0", "condition_embedder.time_embedder.linear_1"),
-    (LINEAR, "time_embedding/fc2", "time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    (LINEAR, "time_embedding/fc1", "time_embedding.0", f"{_TIME}.linear_1"),
+    (LINEAR, "time_embedding/fc2", "time_embedding.2", f"{_TIME}.linear_2"),
     (LINEAR, "time_embedding/projection", "time_projection.1", "condition_embedder.time_proj"),
-    (LINEAR, "text_embedding/fc1", "text_embedding.0", "condition_embedder.text_embedder.linear_1"),
-    (LINEAR, "text_embedding/fc2", "text_embedding.2", "condition_embedder.text_embedder.linear_2"),
-    (NORM, "image_embedding/norm1", "img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
-    (LINEAR, "image_embedding/fc1", "img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
-    (LINEAR, "image_embedding/fc2", "img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
-    (NORM, "image_embedding/norm2", "img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
+    (LINEAR, "text_embedding/fc1", "text_embedding.0", f"{_TEXT}.linear_1"),
+    (LINEAR, "text_embedding/fc2", "text_embedding.2", f"{_TEXT}.linear_2"),
+    (NORM, "image_embedding/norm1", "img_emb.proj.0", f"{_IMAGE}.norm1"),
+    (LINEAR, "image_embedding/fc1", "img_emb.proj.1", f"{_IMAGE}.ff.net.0.proj"),
+    (LINEAR, "image_embedding/fc2", "img_emb.proj.3", f"{_IMAGE}.ff.net.2"),
+    (NORM, "image_embedding/norm2", "img_emb.proj.4", f"{_IMAGE}.norm2"),
     (MODULATION, "head/modulation", "head.modulation", "scale_shift_table"),
     (LINEAR, "head/linear", "head.head", "proj_out"),
-)  # fmt: skip
+)
 
 # The same below "blocks/", "blocks.{n}." and "blocks.{n}.".
 _BLOCK = (

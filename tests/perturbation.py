@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 # In units of the tensor's own spread; another tensor in its place would differ by more.
-SIZE = 0.1
+SIZE = 0.3
 
 
 def unmoved(

@@ -13,10 +13,11 @@ from convert.keymap import convert_state
 from ic_jax.models.wan_dit import DiTConfig, WanDiT, time_sinusoid
 
 TOLERANCE = 1e-4
-SMALL = DiTConfig(dim=48, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16)
+SMALL = DiTConfig(dim=48, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16, text_len=12)
+# Image models in diffusers split the context at exactly 512 text tokens.
 CONFIGS = {
     "text": SMALL,
-    "image": replace(SMALL, in_channels=36, image_dim=4),
+    "image": replace(SMALL, in_channels=36, image_dim=4, text_len=512),
     "head_dim 128": replace(SMALL, dim=128, num_heads=1),
 }
 # Whole and fractional steps; the last is where float32 angles are worst.
@@ -44,6 +45,10 @@ def expected(model, latent, timestep, *contexts):
     return out.permute(0, 2, 3, 4, 1).numpy()
 
 
+def apply(config, params, *args, **fields):
+    return jax.jit(WanDiT(config, **fields).apply)({"params": params}, *args)
+
+
 def converted(config, state):
     return convert_state(state, wan_dit.table("diffusers"), wan_dit.target(config))
 
@@ -55,7 +60,7 @@ def test_equals_diffusers_in_both_layouts(config):
     params = converted(config, state)
     args = inputs(config)
     with jax.default_matmul_precision("highest"):
-        out = jax.jit(WanDiT(config).apply)({"params": params}, *args)
+        out = apply(config, params, *args)
     assert np.abs(out - expected(model, *args)).max() < TOLERANCE
     assert 0.3 < np.sqrt(np.mean(out**2)) < 3
 
@@ -74,17 +79,12 @@ def test_every_tensor_moves_the_output(form):
 
 
 def test_short_context_is_padded_with_zeros_that_are_attended_to():
-    config = replace(SMALL, text_len=12)
-    params = converted(config, oracles.state_of(oracle(config)))
-    latent, timestep, context = inputs(config)
-    context = context.at[:, 5:].set(0)
-    run = jax.jit(WanDiT(config).apply)
-    whole = run({"params": params}, latent, timestep, context)
-    short = run({"params": params}, latent, timestep, context[:, :5])
+    params = converted(SMALL, oracles.state_of(oracle(SMALL)))
+    latent, timestep, context = inputs(SMALL)
+    whole = apply(SMALL, params, latent, timestep, context.at[:, 5:].set(0))
+    short = apply(SMALL, params, latent, timestep, context[:, :5])
     np.testing.assert_array_equal(whole, short)
-    unpadded = WanDiT(replace(config, text_len=5)).apply(
-        {"params": params}, latent, timestep, context[:, :5]
-    )
+    unpadded = apply(replace(SMALL, text_len=5), params, latent, timestep, context[:, :5])
     assert np.abs(unpadded - short).max() > 10 * TOLERANCE
 
 
@@ -104,8 +104,8 @@ def test_bfloat16_stays_near_float32():
     params = converted(SMALL, oracles.state_of(oracle(SMALL)))
     args = inputs(SMALL)
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
-    out = WanDiT(SMALL).apply({"params": params}, *args)
-    rough = WanDiT(SMALL, dtype=jnp.bfloat16).apply({"params": half}, *args)
+    out = apply(SMALL, params, *args)
+    rough = apply(SMALL, half, *args, dtype=jnp.bfloat16)
     assert rough.dtype == jnp.float32
     assert np.sqrt(np.mean((rough - out) ** 2)) < 0.03 * np.sqrt(np.mean(out**2))
 
@@ -120,7 +120,6 @@ def test_time_sinusoid_is_exact_to_a_millionth():
 
 
 def test_untrained_model_predicts_zero():
-    latent, timestep, context = inputs(SMALL)
-    model = WanDiT(SMALL)
-    params = model.init(jax.random.key(0), latent, timestep, context)
-    assert not np.any(model.apply(params, latent, timestep, context))
+    args = inputs(SMALL)
+    params = jax.jit(WanDiT(SMALL).init)(jax.random.key(0), *args)["params"]
+    assert not np.any(apply(SMALL, params, *args))

@@ -52,24 +52,23 @@ def test_every_tensor_moves_the_output(encoded):
 
 
 def test_buckets_equal_the_published_ones():
-    distance = [0, 1, 7, 8, 9, 11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 127, 128, 511]
+    distance = [0, 1, 7, 8, 9, 11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 127]
+    distance += [128, 511]
     bucket = [0, 1, 7, 8, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 15, 15]
     table = relative_buckets(512, buckets=32, max_distance=128)
     assert table[distance, 0].tolist() == bucket
     assert table[0, distance[1:]].tolist() == [16 + b for b in bucket[1:]]
 
 
-def test_padding_does_not_reach_the_text():
-    model = oracles.text_encoder()
-    encoder, params = converted(oracles.state_of(model), "transformers")
-    short, long = (byte_tokens("~ab", length) for length in (5, 9))
-    tokens, mask = (np.stack([a % 100 for a in pair]) for pair in (long[:1] * 2, long[1:] * 2))
-    other = np.where(mask, tokens, 7)
-    apply = lambda t, m: encoder.apply({"params": params}, jnp.asarray(t), jnp.asarray(m))
-    whole = apply(tokens, mask > 0)
-    np.testing.assert_array_equal(whole, apply(other, mask > 0))
-    cut = apply((short[0] % 100)[None], short[1][None])
-    np.testing.assert_allclose(whole[0, :4], cut[0, :4], atol=1e-6)
+def test_padding_does_not_reach_the_text(encoded):
+    encoder, params = converted(encoded[0], "transformers")
+    tokens = jnp.asarray(encoded[1][:, :9])
+    mask = jnp.arange(9) < jnp.array([[4], [4]])
+    padded = encoder.apply({"params": params}, tokens, mask)
+    other = encoder.apply({"params": params}, jnp.where(mask, tokens, 7), mask)
+    np.testing.assert_array_equal(padded, other)
+    alone = encoder.apply({"params": params}, tokens[:, :4], mask[:, :4])
+    np.testing.assert_allclose(padded[:, :4], alone, atol=1e-6)
 
 
 def test_byte_tokens_end_with_the_end_mark_and_padding():
