@@ -1,12 +1,10 @@
 """The warp: a clip seen again from other cameras, as a linear map on its pixels.
 
-Two steps, frame by frame. First the *surface*: every source pixel is splatted into the target
-view as a box as large as its local magnification, and each target pixel keeps the nearest
-depth (a z-buffer). Neighbouring boxes touch, so a surface has no cracks however much it is
-magnified, and what stays empty was hidden from the source. Then the *weights*: a target pixel
+Two steps, frame by frame. First the *surface*: the source's depth is splatted into the target
+view (see splat.py), and each target pixel keeps the nearest. Then the *weights*: a target pixel
 looks back along its surface point to the source and gathers bilinear corners there, each
 weighed by how well its own depth agrees with the surface (a soft z-buffer), so that colours
-never mix across a depth edge.
+never mix across a depth edge. Where the view shrinks more than twofold, four corners alias.
 
 Gathering rather than scattering colours makes `apply` the same, bit for bit, on every run of
 every device, and leaves one pass of scatters, over depth alone, at construction.
@@ -20,12 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ic_jax.geometry.camera import Camera, pixel_centres, project, unproject
 from ic_jax.geometry.depth import RELATIVE_JUMP, depth_edges
+from ic_jax.geometry.splat import splat_depth
 
-# Half the side of the largest splat, in target pixels: surfaces magnified more than twice
-# this are not shown, for too little of them was seen.
-LARGEST_SPLAT = 4.0
-# Neighbours that part by more than this many target pixels are torn, not stretched.
-LARGEST_STRETCH = 3.0
 # Stands for the unknown depth of dropped pixels: behind everything.
 FAR = 1e10
 # Weights closer than this to 0 or 1 are rounding: normalisation must not amplify the former,
@@ -90,8 +84,8 @@ def warp_operator(
         keep: False drops a pixel, whose depth may then be anything. None keeps all.
         edges: drop flying pixels as well, by the rule of `depth_edges`.
     """
-    keep = jnp.ones(depth.shape, bool) if keep is None else keep
-    depth = jnp.where(keep & (depth > 0), depth, FAR)
+    keep = depth > 0 if keep is None else keep & (depth > 0)
+    depth = jnp.where(keep, depth, FAR)
     if edges:
         keep &= depth_edges(depth)
     return jax.lax.map(lambda frame: _frame_operator(*frame), (depth, keep, source, target))
@@ -118,67 +112,12 @@ def warp_frame(
 def _frame_operator(
     depth: Float[Array, "h w"], keep: Bool[Array, "h w"], source: Camera, target: Camera
 ) -> WarpOperator:
-    surface = _splat_depth(depth, keep, source, target)
+    surface = splat_depth(depth, keep, source, target)
     operator = WarpOperator(depth, keep, source, target, surface, jnp.zeros_like(surface))
-    for _ in range(REFINEMENTS):
-        operator = operator._replace(surface=_refine(operator))
+    operator = jax.lax.fori_loop(
+        0, REFINEMENTS, lambda _, coarse: coarse._replace(surface=_refine(coarse)), operator
+    )
     return operator._replace(visible=_corners(operator)[1])
-
-
-def _splat_depth(
-    depth: Float[Array, "h w"], keep: Bool[Array, "h w"], source: Camera, target: Camera
-) -> Float[Array, "h w"]:
-    """Nearest depth in every target pixel, infinite where no splat reaches."""
-    height, width = depth.shape
-    pixels, z = project(unproject(pixel_centres(height, width), depth, source), target)
-    magnification = _focals(target) / _focals(source) * (depth / z)[..., None]
-    shown = keep & (z > 0) & jnp.all(magnification <= 2 * LARGEST_SPLAT, axis=-1)
-    half = jnp.where(shown[..., None], _half_splats(depth, pixels, magnification), 0.0)
-    z = jnp.where(shown, z, jnp.inf)
-    margin = 2 * LARGEST_SPLAT
-    pixels = jnp.clip(jnp.where(shown[..., None], pixels, 0.0), -margin, max(height, width) + margin)
-    # a box holds the pixel centres from `first` on, at most `side` of them along each axis
-    first = jnp.ceil(pixels - half - 0.5).astype(jnp.int32)
-    side = jnp.ceil(2 * jnp.max(half)).astype(jnp.int32)
-
-    def splat(step, surface):
-        x, y = first[..., 0] + step % side, first[..., 1] + step // side
-        offset = jnp.stack([x, y], axis=-1) + 0.5 - pixels
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        value = jnp.where(inside & jnp.all(offset <= half, axis=-1), z, jnp.inf)
-        index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
-        return surface.at[index].min(value, mode="promise_in_bounds")
-
-    empty = jnp.full(height * width, jnp.inf)
-    return jax.lax.fori_loop(0, side * side, splat, empty).reshape(height, width)
-
-
-def _half_splats(
-    depth: Float[Array, "h w"],
-    pixels: Float[Array, "h w 2"],
-    magnification: Float[Array, "h w 2"],
-) -> Float[Array, "h w 2"]:
-    """Half sides of the boxes, in target pixels, that leave no gap between neighbours."""
-    limit = LARGEST_STRETCH * jnp.max(jnp.maximum(magnification, 1.0), axis=-1)
-    stretch = sum(_stretch(depth, pixels, limit, axis) for axis in (0, 1))
-    sides = jnp.maximum(jnp.maximum(magnification, stretch), 1.0)
-    # a little more, lest rounding part two boxes that touch
-    return jnp.minimum(sides / 2, LARGEST_SPLAT) + VANISHING
-
-
-def _stretch(
-    depth: Float[Array, "h w"], pixels: Float[Array, "h w 2"], limit: Float[Array, "h w"], axis: int
-) -> Float[Array, "h w 2"]:
-    """How far the neighbours before and after land from a pixel, the larger of the two.
-
-    Neighbours on another surface, or torn away, do not count.
-    """
-    before, after = _neighbours(depth, axis)
-    joined = jnp.maximum(before, after) <= (1 + RELATIVE_JUMP) * jnp.minimum(before, after)
-    step = jnp.abs(jnp.diff(pixels, axis=axis))
-    joined &= jnp.max(step, axis=-1) <= jnp.minimum(*_neighbours(limit, axis))
-    step = jnp.where(joined[..., None], step, 0.0)
-    return jnp.maximum(*_both_sides(step, axis, 0.0))
 
 
 def _refine(operator: WarpOperator) -> Float[Array, "h w"]:
@@ -247,24 +186,6 @@ def _bracket(
     return (index, index + 1), (1 - share, share)
 
 
-def _neighbours(
-    values: Shaped[Array, "h w"], axis: int
-) -> tuple[Shaped[Array, "a b"], Shaped[Array, "a b"]]:
-    """The pixels before and after each boundary between pixels along an axis."""
-    size = values.shape[axis]
-    before = jax.lax.slice_in_dim(values, 0, size - 1, axis=axis)
-    return before, jax.lax.slice_in_dim(values, 1, size, axis=axis)
-
-
-def _both_sides(
-    step: Float[Array, "a b 2"], axis: int, border: float
-) -> tuple[Float[Array, "h w 2"], Float[Array, "h w 2"]]:
-    """Steps between neighbours, seen from the one before and from the one after."""
-    pads = [[(0, 0)] * 3, [(0, 0)] * 3]
-    pads[0][axis], pads[1][axis] = (1, 0), (0, 1)
-    return tuple(jnp.pad(step, pad, constant_values=border) for pad in pads)
-
-
 def _gather(corners: list[Corner], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
     return sum(corner.weight[..., None] * _at(image, corner.index) for corner in corners)
 
@@ -272,7 +193,3 @@ def _gather(corners: list[Corner], image: Float[Array, "h w c"]) -> Float[Array,
 def _at(image: Shaped[Array, "h w *c"], index: Int[Array, "h w"]) -> Shaped[Array, "h w *c"]:
     flat = image.reshape(-1, *image.shape[2:])
     return flat.at[index].get(mode="promise_in_bounds")
-
-
-def _focals(camera: Camera) -> Float[Array, "2"]:
-    return jnp.diagonal(camera.intrinsics)[:2]
