@@ -216,8 +216,8 @@ def _same_size(
 def _add_video(
     out: av.container.OutputContainer, shape: tuple[int, ...], fps: Fraction, aspect: Fraction
 ) -> av.VideoStream:
-    # A fixed thread count: x264's decisions depend on it, and files should not depend on machines.
-    options = {"crf": "16", "preset": "medium", "threads": "4"}
+    # One thread: with more, x264's decisions depend on how they happen to interleave.
+    options = {"crf": "16", "preset": "medium", "threads": "1"}
     stream = out.add_stream("libx264", rate=fps, options=options)
     _, stream.height, stream.width, _ = shape
     stream.pix_fmt = "yuv420p" if stream.height % 2 == stream.width % 2 == 0 else "yuv444p"
