@@ -62,14 +62,14 @@ MaskConstruction = Callable[[Operator, Encode, Measurement, PRNGKeyArray], Laten
 
 def frame_groups(visible: Float[Array, "t h w"], latent_frames: int) -> Float[Array, "u g h w"]:
     """Pixel frames by the latent that holds them: {0}, {1–4}, {5–8}, …; frame 0 repeats."""
-    group = (visible.shape[0] - 1) // max(latent_frames - 1, 1)
+    group = (visible.shape[0] - 1) // (latent_frames - 1) if latent_frames > 1 else 1
     padded = jnp.concatenate([jnp.repeat(visible[:1], group, axis=0), visible[1:]])
     return padded.reshape(latent_frames, group, *visible.shape[1:])
 
 
 def coverage(
     visible: Float[Array, "t h w"], shape: tuple[int, ...], how: str = "mean"
-) -> Float[Array, "u v w 1"]:
+) -> Float[Array, "t2 h2 w2 1"]:
     """The observed share of each latent's own pixels: their mean, min, or nearest one."""
     t, h, w = shape[:3]
     blocks = frame_groups(visible, t).reshape(t, -1, h, visible.shape[1] // h, w, visible.shape[2] // w)
