@@ -192,7 +192,7 @@ def _to_object(solid, origin, direction):
 
 
 def _trace(room, solids, origin, direction):
-    """Nearest hit: its parameter, the object's number (-1 for the room) and the curved-side flag."""
+    """Nearest hit: its parameter, its object (-1: the room) and whether it is a curved side."""
     start = origin[:, None, None]
 
     def nearer(best, solid):

@@ -33,7 +33,8 @@ def gradient_spectrum(clip: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "
     power = sum(np.abs(np.fft.fft2(g * window)) ** 2 for g in (across, down)).mean(0)
     radius = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[None, :])
     edges = zip(OCTAVES[:-1], OCTAVES[1:], strict=True)
-    return np.array([np.sqrt(power[(radius >= low) & (radius < high)].mean()) for low, high in edges])
+    means = [power[(radius >= low) & (radius < high)].mean() for low, high in edges]
+    return np.sqrt(means)
 
 
 def mean_spectrum(clips) -> Float[np.ndarray, "bands"]:

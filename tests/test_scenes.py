@@ -20,7 +20,8 @@ INTRINSICS = jnp.array([[40.0, 0, 24], [0, 40, 16], [0, 0, 1]])
 @pytest.fixture(scope="module")
 def many():
     """A batch of scenes and source cameras."""
-    return jax.vmap(lambda seed: scenes.scene_of(seed, FRAMES, HEIGHT, WIDTH))(jnp.arange(64))
+    drawn = [scenes.scene_of(seed, FRAMES, HEIGHT, WIDTH) for seed in range(64)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
 
 def at(position):
@@ -45,7 +46,8 @@ def alone(shape, half):
     """The demo scene with one still object of one shape at the origin."""
     scene = scenes.demo_scene()
     objects = scene.objects._replace(
-        present=jnp.array([True, False, False]), shape=jnp.array([scenes.SHAPES.index(shape), 0, 0]),
+        present=jnp.array([True, False, False]),
+        shape=jnp.array([scenes.SHAPES.index(shape), 0, 0]),
         half_size=jnp.tile(jnp.array(half), (3, 1)), position=jnp.zeros((3, 3)),
         motion=jnp.zeros(3, int))
     return scene._replace(objects=objects)
@@ -120,7 +122,8 @@ def test_objects_stay_in_the_room(many):
     times = jnp.linspace(0, 1, 9)
     centres = jax.vmap(lambda objects: jax.vmap(
         lambda time: scenes.object_poses(objects, time)[0])(times))(scene.objects)
-    low, high = centres - scene.objects.half_size[:, None], centres + scene.objects.half_size[:, None]
+    half = scene.objects.half_size[:, None]
+    low, high = centres - half, centres + half
     assert (low > scene.room[:, None, None, 0]).all()
     assert (high < scene.room[:, None, None, 1] + 1e-5).all()
 
