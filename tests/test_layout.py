@@ -1,0 +1,63 @@
+"""Imports point one way: cli -> pipeline -> the parts, and the parts stand side by side."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = {"geometry", "models", "sampling", "video", "latent_mask"}
+ABOVE = {"pipeline", "cli", "parallel", "report", "output", "director"}
+# The mask is what a consistency rule is about; it arrives from nowhere else.
+ALLOWED = {("sampling", "latent_mask"), ("latent_mask", "geometry")}
+FOREIGN = {"torch", "tensorflow", "tensorflow_datasets", "optax", "matplotlib"}
+OURS_BUT_OUTSIDE = {"convert", "experiments", "tests"}
+
+
+def imports(source: str, package: tuple[str, ...]) -> set[str]:
+    """Absolute dotted names of everything that a module of `package` imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            stem = ".".join((*base, *filter(None, [node.module])))
+            names |= {f"{stem}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(
+    "module", [str(p.relative_to(ROOT)) for p in sorted((ROOT / "ic_jax").rglob("*.py"))]
+)
+def test_imports_point_one_way(module):
+    path, parts = ROOT / module, Path(module).with_suffix("").parts
+    found = [name.split(".") for name in imports(path.read_text(), parts[:-1])]
+    roots = {name[0] for name in found}
+    assert not roots & FOREIGN
+    assert roots & OURS_BUT_OUTSIDE <= ({"convert"} if parts[1] == "cli" else set())
+    room = parts[1]
+    if room not in PARTS:
+        return
+    rooms = {name[1] for name in found if name[0] == "ic_jax" and len(name) > 1} - {room}
+    crossed = {other for other in rooms & (PARTS | ABOVE) if (room, other) not in ALLOWED}
+    assert not crossed
+
+
+def test_relative_and_absolute_imports_are_told_apart():
+    source = "from ..models import wan_vae\nfrom .b import c\nimport torch.nn\nfrom . import d"
+    found = imports(source, ("ic_jax", "sampling"))
+    assert found == {
+        "ic_jax.models.wan_vae", "ic_jax.sampling.b.c", "torch.nn", "ic_jax.sampling.d",
+    }  # fmt: skip
+
+
+def test_the_pipeline_loads_without_the_extras():
+    show = "import sys, ic_jax.pipeline; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "jax" in loaded
+    assert not set(loaded) & FOREIGN
