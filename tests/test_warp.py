@@ -209,4 +209,4 @@ def test_real_stereo_pair():
     assert seen.mean() > 0.8
     assert psnr(warped[seen], scene.right[seen]) > 27
     both = seen & reached
-    assert psnr(warped[both], scene.right[both]) > psnr(baseline[both], scene.right[both]) + 1
+    assert psnr(warped[both], scene.right[both]) > psnr(baseline[both], scene.right[both]) + 0.5
