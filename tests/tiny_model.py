@@ -1,0 +1,59 @@
+"""A model small enough to compile in seconds, with random weights that make it say something."""
+
+import jax
+import numpy as np
+
+from ic_jax.model import Weights, expected_shapes
+from ic_jax.models.umt5 import UMT5Config
+from ic_jax.models.variants import Variant
+from ic_jax.models.wan_dit import DiTConfig
+from ic_jax.models.wan_vae import VAEConfig
+
+CHANNELS = 4
+TINY = Variant(
+    DiTConfig(
+        dim=48,
+        ffn_dim=64,
+        num_heads=2,
+        num_layers=2,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=16,
+        text_len=8,
+        freq_dim=32,
+    ),
+    VAEConfig(
+        base=4,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        temporal=(True, True),
+        latent_channels=CHANNELS,
+        patch=2,
+        latent_mean=(0.0,) * CHANNELS,
+        latent_std=(1.0,) * CHANNELS,
+    ),
+    UMT5Config(vocab=259, dim=16, ffn_dim=32, heads=2, head_dim=8, layers=1),
+    frames=5,
+    height=16,
+    width=32,
+    steps=3,
+    guidance_scale=2.0,
+    shift=3.0,
+)
+
+
+def random_like(shapes, seed=0):
+    """Normal kernels of unit gain, gains about 1 and biases about 0."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        normal = rng.standard_normal(leaf.shape).astype(np.float32)
+        if leaf.ndim > 1:
+            return normal / np.sqrt(leaf.size // leaf.shape[-1])
+        return normal / 10 + (path[-1].key != "bias")
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def tiny_weights():
+    return Weights(**random_like(expected_shapes(TINY)))
