@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import numpy as np
 import tyro
 from tqdm import tqdm
 
 from . import delivery
-from .director import Progress, direct, plan, resolve, timed
+from .director import Progress, direct, plan, resolve, timed, warp
 from .errors import InputError
 from .model import BUNDLED, Model, load_model
 from .output import output_folder, write_result
 from .pipeline import Settings
 from .shot import Shot, load_shot
-from .video import Clip, read_video, to_float, to_uint8
+from .video import Clip, read_video
 
 
 @dataclass(frozen=True)
@@ -163,14 +161,12 @@ class Warp:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
             with timed(seconds, "warp"):
-                operator = shot.operator()
-                visible = np.asarray(operator.visible)
-                frames = jax.jit(lambda o, c: o.apply(c))(operator, to_float(clip.frames))
+                warped, visible = warp(shot, len(shot.frames))
             if not visible.any():
                 raise InputError("the new camera sees nothing of the clip; use a smaller move")
             facts = {"coverage": round(float(visible.mean()), 4)}
             with timed(seconds, "write"):
-                delivery.write_like(folder / "warped.mp4", to_uint8(np.asarray(frames)), clip)
+                delivery.write_like(folder / "warped.mp4", warped, clip)
                 delivery.write_like(folder / "visible.mp4", delivery.as_grey(visible), clip)
             record = {
                 "command": "warp",

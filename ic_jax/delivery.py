@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from .director import Take
 from .errors import InputError
@@ -29,20 +29,27 @@ def read_truth(path: Path, clip: Clip) -> UInt8[np.ndarray, "t h w 3"]:
 
 
 def measure(take: Take, truth: UInt8[np.ndarray, "t h w 3"] | None) -> dict[str, Any]:
-    """coverage: the mean visible share. visible_psnr_db: the result against the warp, where
-    that saw something. psnr_db: the result against the truth, by region, where it is known."""
+    """coverage: the mean visible share. visible_psnr_db: the decoded result against the warp,
+    where that saw something. psnr_db: against the truth, by region, where it is known; once as
+    decoded, and once as delivered if that differs."""
     seen = take.visible >= VISIBLE
     facts: dict[str, Any] = {
         "coverage": round(float(take.visible.mean()), 4),
-        "visible_psnr_db": round(psnr_db(take.recaptured, take.warped, seen), 2),
+        "visible_psnr_db": round(psnr_db(take.generated, take.warped, seen), 2),
     }
     if truth is not None:
-        regions = {"visible": seen, "hole": ~seen, "whole": np.ones_like(seen)}
-        facts["psnr_db"] = {
-            name: round(psnr_db(take.recaptured, truth, region), 2)
-            for name, region in regions.items()
-        }
+        facts["psnr_db"] = _by_region(take.recaptured, truth, seen)
+        facts["psnr_db_as_decoded"] = _by_region(take.generated, truth, seen)
     return facts
+
+
+def _by_region(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    truth: UInt8[np.ndarray, "t h w 3"],
+    seen: Bool[np.ndarray, "t h w"],
+) -> dict[str, float]:
+    regions = {"visible": seen, "hole": ~seen, "whole": np.ones_like(seen)}
+    return {name: round(psnr_db(frames, truth, region), 2) for name, region in regions.items()}
 
 
 def write_take(
@@ -53,8 +60,9 @@ def write_take(
     title: str,
     facts: Mapping[str, str],
 ) -> None:
-    """recaptured, warped, visible and comparison as mp4, with the clip's rate and audio."""
+    """recaptured, generated, warped, visible and comparison as mp4, with the clip's rate and audio."""
     write_like(folder / "recaptured.mp4", take.recaptured, clip)
+    write_like(folder / "generated.mp4", take.generated, clip)
     write_like(folder / "warped.mp4", take.warped, clip)
     write_like(folder / "visible.mp4", as_grey(take.visible), clip)
     sides = comparison_frames(clip.frames, take.warped, take.visible, take.recaptured)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from . import framing, pipeline
+from .composite import composite
 from .errors import InputError
 from .model import Model, embed, tokenize
 from .latent_mask import MASKS
@@ -28,12 +29,17 @@ _observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
 _proceed = jax.jit(pipeline.proceed, static_argnums=(0, 1), donate_argnums=5)
 _finish = jax.jit(pipeline.finish, static_argnums=0)
 _embed = jax.jit(embed, static_argnums=0)
+_apply = jax.jit(lambda operator, clip: operator.apply(clip))
+_composite = jax.jit(composite)
 
 
 class Take(NamedTuple):
     """What came of it, at the source's size."""
 
     recaptured: UInt8[np.ndarray, "t h w 3"]
+    """The result: `generated`, with `warped` over it where `Settings.composite` is on."""
+    generated: UInt8[np.ndarray, "t h w 3"]
+    """What the model decoded."""
     warped: UInt8[np.ndarray, "t h w 3"]
     visible: Float[np.ndarray, "t h w"]
     seconds: dict[str, float]
@@ -52,6 +58,7 @@ def resolve(settings: Settings, model: Model) -> Settings:
         "guidance_scale": sizes.guidance_scale,
         "shift": sizes.shift,
         "response_scale": model.calibration.get("response_scale", 1.0),
+        "composite": sizes.composite,
     }
     unset = {n: value for n, value in recommended.items() if getattr(settings, n) is None}
     return replace(settings, **unset)
@@ -91,21 +98,22 @@ def direct(
         tokens, mask = tokenize(sizes, [negative_prompt, prompt])
         context = _embed(sizes, weights.umt5, tokens, mask)
 
-    results, warps, masks = [], [], []
+    with timed(seconds, "warp"):
+        warped, visible = warp(shot, sizes.frames)
+    if not visible.any():
+        raise InputError("the new camera sees nothing of the source; use a smaller move")
+
+    results = []
     for index, window in enumerate(plan(model, shot)):
         part = filler = take(small, window)
         if index:
             part = hold(part, results[-1][-OVERLAP:])
         key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
-        progress("warp and encode", 0)
-        with timed(seconds, "warp and encode"):
+        progress("encode", 0)
+        with timed(seconds, "encode"):
             scene, filler = (Scene(_clip(s), s.operator()) for s in (part, filler))
-            visible = np.asarray(scene.operator.visible)
-            if not visible.any():
-                raise InputError("the new camera sees nothing of the source; use a smaller move")
             seen = _observe(sizes, settings, weights, scene, filler, key)
-            warps.append(to_uint8(np.asarray(seen.warped)))
-            masks.append(visible)
+            jax.block_until_ready(seen)
         with timed(seconds, "sample"):
             state, levels = pipeline.begin(sizes, settings, noise_key)
             for i in range(len(levels.sigma)):
@@ -117,11 +125,27 @@ def direct(
         with timed(seconds, "decode"):
             results.append(to_uint8(np.asarray(_finish(sizes, weights, state))))
 
-    def whole(parts):
-        return framing.from_working(framing.join(parts, OVERLAP, len(shot.frames)), fit)
+    joined = framing.join(results, OVERLAP, len(shot.frames))
+    generated = recaptured = framing.from_working(joined, fit)
+    if settings.composite:
+        with timed(seconds, "composite"):
+            clips = to_float(generated), to_float(warped)
+            recaptured = to_uint8(np.asarray(_composite(*clips, visible)))
+    return Take(recaptured, generated, warped, visible, seconds)
 
-    grey = [np.round(255 * m).astype(np.uint8)[..., None] for m in masks]
-    return Take(whole(results), whole(warps), whole(grey)[..., 0] / np.float32(255), seconds)
+
+def warp(
+    shot: Shot, chunk: int
+) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
+    """The shot from its target cameras, and what of it is visible, `chunk` frames at a time."""
+    parts = [take(shot, window) for window in framing.windows(len(shot.frames), chunk, 0)]
+    operators = [part.operator() for part in parts]
+    warped = [
+        to_uint8(np.asarray(_apply(operator, _clip(part))))
+        for operator, part in zip(operators, parts)
+    ]
+    visible = [np.asarray(operator.visible) for operator in operators]
+    return tuple(framing.join(p, 0, len(shot.frames)) for p in (warped, visible))
 
 
 def _clip(shot: Shot) -> jax.Array:

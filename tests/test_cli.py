@@ -14,6 +14,7 @@ from ic_jax.video import read_video, write_video
 
 FILES = {
     "recaptured.mp4",
+    "generated.mp4",
     "warped.mp4",
     "visible.mp4",
     "comparison.mp4",

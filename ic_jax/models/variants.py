@@ -23,6 +23,7 @@ class Variant:
     steps: int
     guidance_scale: float
     shift: float
+    composite: bool = False  # show the warped pixels themselves where they were seen
 
 
 _WAN_VAE = VAEConfig()
@@ -62,6 +63,7 @@ VARIANTS = {
         steps=24,
         guidance_scale=3.0,
         shift=3.0,
+        composite=True,  # so small an autoencoder blurs what the sampler kept
     ),
     "Wan2.1-T2V-1.3B": _wan(_T2V_1_3B, steps=50, guidance_scale=6.0, shift=8.0),
     "Wan2.1-T2V-14B": _wan(_T2V_14B, steps=50, guidance_scale=5.0, shift=5.0),
