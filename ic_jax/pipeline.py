@@ -56,6 +56,8 @@ class Settings:
     """Share of the noise that is drawn anew at every step, in [0, 1]."""
     response_scale: float | None = None
     """Scale of the error variance of the response mask."""
+    composite: bool | None = None
+    """Show the warped pixels themselves where they were seen, over the decoded ones."""
 
 
 class Scene(NamedTuple):
@@ -110,7 +112,8 @@ def observe(
     measurement = Measurement(filled, encode(filled))
     construct = MASKS[settings.mask]
     if settings.mask == "response":
-        construct = partial(construct, scale=settings.response_scale or 1.0)
+        scale = 1.0 if settings.response_scale is None else settings.response_scale
+        construct = partial(construct, scale=scale)
     return Observation(warped, measurement, construct(scene.operator, encode, measurement, key))
 
 
