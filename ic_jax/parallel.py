@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -16,9 +15,14 @@ def replicate(weights: PyTree, devices: Sequence[jax.Device] | None = None) -> P
     Without it `pmap` would send them again at every call.
     """
     devices = devices or jax.local_devices()
-    mesh = Mesh(np.array(devices), ("clips",))
-    stack = lambda a: jnp.broadcast_to(a[None], (len(devices), *a.shape))
-    place = lambda a: jax.device_put(stack(a), NamedSharding(mesh, PartitionSpec("clips")))
+    sharding = NamedSharding(Mesh(np.array(devices), ("clips",)), PartitionSpec("clips"))
+
+    def place(leaf):
+        # Shard by shard: the stacked array would need all copies on one device first.
+        copies = [jax.device_put(leaf[None], device) for device in devices]
+        shape = (len(devices), *leaf.shape)
+        return jax.make_array_from_single_device_arrays(shape, sharding, copies)
+
     return jax.tree.map(place, weights)
 
 
