@@ -180,7 +180,7 @@ PATH = ["--camera", "path.json"]
         (write("path.json", b"{"), PATH, "path.json: not a JSON file"),
         (None, ["--camera", "path.json"], "path.json: cannot read"),
         (None, ["--camera", "arc_lef"], "did you mean arc_left?"),
-        (None, ["--camera", "pan_left", "--amount", "180"], "sees nothing"),
+        (poses(np.diag([-1.0, 1.0, -1.0, 1.0])), PATH, "the new camera sees nothing"),
         (None, ["--mask", "magic"], "unknown --mask 'magic'; one of nearest"),
         (None, ["--steps", "0"], "--steps is 0"),
         (None, ["--model", "absent"], "absent: no such model folder"),
