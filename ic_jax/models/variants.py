@@ -44,7 +44,7 @@ def _wan(dit: DiTConfig, steps: int, guidance_scale: float, shift: float) -> Var
 
 VARIANTS = {
     "nano": Variant(
-        DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=128, text_len=64),
+        DiTConfig(dim=192, ffn_dim=768, num_heads=3, num_layers=6, text_dim=128, text_len=64),
         # Two halvings after a 2×2 patch: the same 4×8×8 compression from a quarter of the pixels.
         # Trained to unit latents: the normalisation is folded into its outer projections.
         VAEConfig(
