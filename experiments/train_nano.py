@@ -24,6 +24,7 @@ import tyro
 from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
+from experiments.natural_clips import natural_clips
 from ic_jax.checkpoint import load, save
 from ic_jax.model import BUNDLED
 from ic_jax.models import wan_vae
@@ -68,7 +69,7 @@ class Mixture:
     def __init__(self, data: Path, seed: int, natural_share: float = 0.2):
         self.rng = np.random.default_rng(seed)
         self.scenes = clips(data, "train")
-        self.natural = np.load(data / "natural_train.npy", mmap_mode="r")
+        self.natural = natural_clips("train", NANO.frames, NANO.height, NANO.width)
         self.share = natural_share
 
     def __call__(self, batch: int) -> np.ndarray:
@@ -295,8 +296,16 @@ def train_dit(options: Options) -> None:
     train(options, params, dit_loss, batches)
 
 
+def calibration() -> dict[str, float]:
+    """What experiments/masks.py measured about the autoencoder; empty before it has run."""
+    study = Path(__file__).parent / "results" / "masks.json"
+    if not study.exists():
+        return {}
+    return {"response_scale": json.loads(study.read_text())["response_scale"]}
+
+
 def export(options: Options) -> None:
-    """Both stages to ic_jax/nano, in bfloat16."""
+    """Both stages to ic_jax/nano, in bfloat16, with what is known about them."""
     half = lambda tree: jax.tree.map(lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16)), tree)
     vae, _ = load(options.data / "vae.safetensors")
     stages = {name: trained(options, name) for name in ("vae", "dit")}
@@ -306,6 +315,7 @@ def export(options: Options) -> None:
             name: {"steps": run["step"], "minutes": round(run["seconds"] / 60)}
             for name, run in stages.items()
         },
+        "calibration": calibration(),
     }
     save(BUNDLED / "vae.safetensors", half(vae), record)
     save(BUNDLED / "generator.safetensors", half(stages["dit"]["params"]), record)
