@@ -1,6 +1,7 @@
 """A model small enough to compile in seconds, with random weights that make it say something."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ic_jax.model import Weights, expected_shapes
@@ -47,12 +48,12 @@ def random_like(shapes, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        normal = rng.standard_normal(leaf.shape).astype(np.float32)
+        normal = rng.standard_normal(leaf.shape, np.float32)
         if leaf.ndim > 1:
-            return normal / np.sqrt(leaf.size // leaf.shape[-1])
+            return normal * np.float32((leaf.size // leaf.shape[-1]) ** -0.5)
         return normal / 10 + (path[-1].key != "bias")
 
-    return jax.tree.map_with_path(draw, shapes)
+    return jax.tree.map(jnp.asarray, jax.tree.map_with_path(draw, shapes))
 
 
 def tiny_weights():

@@ -1,0 +1,100 @@
+"""The whole story with a tiny random model: what must hold whatever the weights are."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import TINY, tiny_weights
+
+from ic_jax import pipeline
+from ic_jax.geometry.camera import camera
+from ic_jax.geometry.warp import warp_operator
+from ic_jax.model import embed, tokenize
+from ic_jax.models import wan_vae
+from ic_jax.pipeline import Scene, Settings
+
+FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
+KEY = jax.random.key(0)
+TOKENS = tokenize(TINY, ["", "a red"])
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return tiny_weights()
+
+
+def scene(step):
+    """Noise on a plane, seen from a camera `step` pixels further to the right."""
+    rng = np.random.default_rng(0)
+    clip = jnp.asarray(rng.uniform(-1, 1, (FRAMES, HEIGHT, WIDTH, 3)), jnp.float32)
+    intrinsics = np.array([[20.0, 0, WIDTH / 2], [0, 20, HEIGHT / 2], [0, 0, 1]])
+    pose = np.eye(4)
+    source = camera(pose, intrinsics, FRAMES)
+    pose[0, 3] = step * 2.0 / 20
+    target = camera(pose, intrinsics, FRAMES)
+    depth = jnp.full((FRAMES, HEIGHT, WIDTH), 2.0)
+    return Scene(clip, warp_operator(depth, source, target, edges=False))
+
+
+@pytest.fixture(scope="module")
+def moved():
+    return scene(8)
+
+
+run = jax.jit(pipeline.recapture, static_argnums=(0, 1))
+
+
+def test_same_seed_same_frames_and_another_seed_others(weights, moved):
+    first = run(TINY, Settings(), weights, moved, *TOKENS, KEY)
+    assert first.shape == (FRAMES, HEIGHT, WIDTH, 3) and first.dtype == jnp.float32
+    assert np.isfinite(first).all() and np.abs(first).max() <= 1
+    np.testing.assert_array_equal(first, run(TINY, Settings(), weights, moved, *TOKENS, KEY))
+    other = run(TINY, Settings(), weights, moved, *TOKENS, jax.random.key(1))
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_the_measurement_matters(weights, moved):
+    fused = run(TINY, Settings(), weights, moved, *TOKENS, KEY)
+    free = run(TINY, Settings(consistency="none"), weights, moved, *TOKENS, KEY)
+    assert np.abs(fused - free).max() > 1e-2
+
+
+def test_the_prompt_matters(weights, moved):
+    red = run(TINY, Settings(consistency="none"), weights, moved, *TOKENS, KEY)
+    blue = run(
+        TINY, Settings(consistency="none"), weights, moved, *tokenize(TINY, ["", "blue"]), KEY
+    )
+    assert np.abs(red - blue).max() > 1e-3
+
+
+def test_a_camera_that_stays_gives_the_round_trip_of_the_autoencoder(weights):
+    still = scene(0)
+    np.testing.assert_array_equal(still.operator.visible, 1.0)
+    out = run(TINY, Settings(), weights, still, *TOKENS, KEY)
+    latent = wan_vae.encode(TINY.vae, weights.vae, still.clip[None])
+    np.testing.assert_allclose(out, wan_vae.decode(TINY.vae, weights.vae, latent)[0], atol=1e-4)
+
+
+def test_segments_of_a_run_make_the_whole_bit_for_bit(weights, moved):
+    settings = Settings(renoise=0.3, steps=4)
+    context = embed(TINY, weights.umt5, *TOKENS)
+    observation = jax.jit(pipeline.observe, static_argnums=(0, 1))(
+        TINY, settings, weights, moved, moved, KEY
+    )
+    state, levels = pipeline.begin(TINY, settings, KEY)
+    go = jax.jit(partial(pipeline.proceed, TINY, settings))
+    whole = go(weights, context, observation, state, levels)
+    for first in (0, 2):
+        part = jax.tree.map(lambda leaf: leaf[first : first + 2], levels)
+        state = go(weights, context, observation, state, part)
+    np.testing.assert_array_equal(whole.x, state.x)
+
+
+def test_settings_left_out_are_the_models_own():
+    spelled = Settings(steps=TINY.steps, shift=TINY.shift)
+    for a, b in zip(*(pipeline.begin(TINY, s, KEY)[1] for s in (Settings(), spelled))):
+        np.testing.assert_array_equal(a, b)
+    assert len(pipeline.begin(TINY, replace(spelled, steps=7), KEY)[1].sigma) == 7
