@@ -102,17 +102,19 @@ def test_a_single_image_is_its_own_group():
 def test_one_hidden_pixel_counts_in_its_latent_alone():
     visible = np.ones((FRAMES, HEIGHT, WIDTH), np.float32)
     visible[6, 9, 23] = 0
-    mean, least = (np.asarray(coverage(jnp.asarray(visible), LATENT, how)) for how in ("mean", "min"))
+    visible = jnp.asarray(visible)
+    mean, least = (np.asarray(coverage(visible, LATENT, how)) for how in ("mean", "min"))
     assert mean[2, 1, 2, 0] == 1 - 1 / 256 and least[2, 1, 2, 0] == 0
     assert np.sum(mean < 1) == np.sum(least < 1) == 1
 
 
 def test_minimum_is_below_mean_and_nearest_is_one_pixel():
-    visible = jnp.asarray(np.random.default_rng(0).uniform(size=(FRAMES, HEIGHT, WIDTH)) > 0.02)
-    of = {how: np.asarray(coverage(visible * 1.0, LATENT, how)) for how in ("mean", "min", "nearest")}
+    seen = np.random.default_rng(0).uniform(size=(FRAMES, HEIGHT, WIDTH)) > 0.02
+    visible = jnp.asarray(seen, jnp.float32)
+    of = {how: np.asarray(coverage(visible, LATENT, how)) for how in ("mean", "min", "nearest")}
     assert (of["min"] <= of["mean"]).all() and (of["min"] < of["mean"]).any()
     assert set(np.unique(of["nearest"])) <= {0.0, 1.0}
-    nearest = [np.asarray(visible)[t, 4::8, 4::8] for t in (0, 4, 8)]
+    nearest = [seen[t, 4::8, 4::8] for t in (0, 4, 8)]
     np.testing.assert_array_equal(of["nearest"][..., 0], nearest)
 
 
