@@ -72,7 +72,8 @@ def coverage(
 ) -> Float[Array, "t2 h2 w2 1"]:
     """The observed share of each latent's own pixels: their mean, min, or nearest one."""
     t, h, w = shape[:3]
-    blocks = frame_groups(visible, t).reshape(t, -1, h, visible.shape[1] // h, w, visible.shape[2] // w)
+    height, width = visible.shape[1:]
+    blocks = frame_groups(visible, t).reshape(t, -1, h, height // h, w, width // w)
     if how == "nearest":
         blocks = blocks[:, -1:, :, blocks.shape[3] // 2, None, :, blocks.shape[5] // 2, None]
     reduce = jnp.min if how == "min" else jnp.mean
@@ -80,7 +81,11 @@ def coverage(
 
 
 def downsample(
-    operator: Operator, encode: Encode, measurement: Measurement, key: PRNGKeyArray, how: str = "mean"
+    operator: Operator,
+    encode: Encode,
+    measurement: Measurement,
+    key: PRNGKeyArray,
+    how: str = "mean",
 ) -> LatentMask:
     """Prior work's mask: one channel, resampled to the latent grid, trusted as it is (v = 0).
 
