@@ -115,7 +115,7 @@ def write_video(
             if audio_from is None or Path(audio_from).is_dir():
                 out.mux(_encoded(video, frames))
             else:
-                with av.open(audio_from, metadata_errors="ignore") as source:
+                with av.open(audio_from) as source:
                     audio = _audio_packets(out, source, Fraction(len(frames)) / fps)
                     for packet in heapq.merge(_encoded(video, frames), audio, key=_seconds):
                         out.mux(packet)
@@ -135,7 +135,7 @@ def to_uint8(frames: Float[np.ndarray, "*dims"]) -> UInt8[np.ndarray, "*dims"]:
 
 
 def _read_file(path: Path, max_frames: int | None) -> Clip:
-    with av.open(path, metadata_errors="ignore") as container:
+    with av.open(path) as container:
         stream = _video_stream(container)
         if stream is None:
             raise InputError(f"{path}: has no video stream; give a video file")
