@@ -246,13 +246,13 @@ def contact_sheet(scored: list[Scored], path: Path) -> None:
     figure, axes = plt.subplots(
         len(picks), len(PANELS), figsize=(2.4 * len(PANELS), 1.75 * len(picks)), squeeze=False
     )
+    for axis, label in zip(axes[0], PANELS, strict=True):
+        axis.set_title(label, fontsize=10)
     for row, pick in zip(axes, picks, strict=True):
-        for axis, panel, label in zip(row, scored[pick].panels, PANELS, strict=True):
+        for axis, panel in zip(row, scored[pick].panels, strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
-                axis.set_title(label, fontsize=10)
         row[0].set_ylabel(scored[pick].record["camera"].replace("_", " "), fontsize=9)
     figure.tight_layout(pad=0.5)
     figure.savefig(path, dpi=80)
