@@ -8,8 +8,7 @@ from jaxtyping import PyTree
 
 from ic_jax.models.umt5 import UMT5Config, UMT5Encoder
 
-from .keymap import EMBEDDING, MATRIX, SCALE, TENSOR
-from .keymap import State, Table, block_count, rules, source_shape
+from .keymap import EMBEDDING, MATRIX, SCALE, TENSOR, State, Table, block_count, rules, source_shape
 
 PROBES = {
     "original": "token_embedding.weight",

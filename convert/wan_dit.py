@@ -10,8 +10,18 @@ from jaxtyping import PyTree
 from ic_jax.errors import InputError
 from ic_jax.models.wan_dit import IMAGE_TOKENS, DiTConfig, WanDiT
 
-from .keymap import LINEAR, MODULATION, NORM, PATCHES, SCALE
-from .keymap import State, Table, block_count, rules, source_shape
+from .keymap import (
+    LINEAR,
+    MODULATION,
+    NORM,
+    PATCHES,
+    SCALE,
+    State,
+    Table,
+    block_count,
+    rules,
+    source_shape,
+)
 
 PROBES = {
     "original": "blocks.0.self_attn.q.weight",

@@ -8,8 +8,7 @@ from jaxtyping import PyTree
 
 from ic_jax.models.wan_vae import VAEConfig, WanVAE
 
-from .keymap import CONV, GAMMA, POINTWISE
-from .keymap import State, Table, rules, source_shape
+from .keymap import CONV, GAMMA, POINTWISE, State, Table, rules, source_shape
 
 PROBES = {
     "original": "encoder.conv1.weight",

@@ -23,7 +23,9 @@ def read_truth(path: Path, clip: Clip) -> UInt8[np.ndarray, "t h w 3"]:
     """The true new view. Raises InputError unless it has the clip's size and length."""
     frames = read_video(path).frames
     if frames.shape != clip.frames.shape:
-        found, wanted = (f"{f.shape[0]} frames of {f.shape[2]}x{f.shape[1]}" for f in (frames, clip.frames))
+        found, wanted = (
+            f"{t} frames of {w}x{h}" for t, h, w, _ in (frames.shape, clip.frames.shape)
+        )
         raise InputError(f"{path}: {found}, but {clip.path} has {wanted}")
     return frames
 

@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from . import framing, pipeline
 from .composite import composite
 from .errors import InputError
-from .model import Model, embed, tokenize
 from .latent_mask import MASKS
+from .model import Model, embed, tokenize
 from .pipeline import CONSISTENCIES, Scene, Settings
 from .shot import Shot, hold, take, to_working
 from .video import to_float, to_uint8
@@ -134,9 +134,7 @@ def direct(
     return Take(recaptured, generated, warped, visible, seconds)
 
 
-def warp(
-    shot: Shot, chunk: int
-) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
+def warp(shot: Shot, chunk: int) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
     """The shot from its target cameras, and what of it is visible, `chunk` frames at a time."""
     parts = [take(shot, window) for window in framing.windows(len(shot.frames), chunk, 0)]
     operators = [part.operator() for part in parts]

@@ -30,9 +30,7 @@ class Fit(NamedTuple):
 def fit(source: tuple[int, int], working: tuple[int, int]) -> Fit:
     """Scales `source` to the largest size of the same aspect inside `working`, and centres it."""
     scale = min(working[0] / source[0], working[1] / source[1])
-    content = tuple(
-        max(1, min(w, round(s * scale))) for s, w in zip(source, working, strict=True)
-    )
+    content = tuple(max(1, min(w, round(s * scale))) for s, w in zip(source, working, strict=True))
     offset = tuple((w - c) // 2 for w, c in zip(working, content, strict=True))
     return Fit(tuple(source), tuple(working), content, offset)
 
@@ -71,9 +69,7 @@ def from_working(frames: UInt8[np.ndarray, "t H W c"], fit: Fit) -> UInt8[np.nda
     return _resize(_crop(frames, fit), fit.source)
 
 
-def depth_to_working(
-    depth: Float[np.ndarray, "t h w"], fit: Fit
-) -> Float[np.ndarray, "t H W"]:
+def depth_to_working(depth: Float[np.ndarray, "t h w"], fit: Fit) -> Float[np.ndarray, "t H W"]:
     """As `to_working`, but takes the nearest sample: between two surfaces there is no surface."""
     rows, columns = (
         ((np.arange(c) + 0.5) * s / c).astype(int)

@@ -44,8 +44,9 @@ def over_clips(
         rounds = []
         for first in range(0, count, width):
             at = np.minimum(np.arange(first, first + width), count - 1)
-            rounds.append(mapped(weights, jax.tree.map(lambda leaf: leaf[at], clips)))
-        joined = jax.tree.map(lambda *parts: np.concatenate(jax.device_get(parts)), *rounds)
+            done = mapped(weights, jax.tree.map(lambda leaf: leaf[at], clips))
+            rounds.append(jax.device_get(done))  # room on the devices for the next round
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rounds)
         return jax.tree.map(lambda leaf: leaf[:count], joined)
 
     return run

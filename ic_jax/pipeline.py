@@ -15,7 +15,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .fill import fill
@@ -26,7 +25,7 @@ from .models import wan_vae
 from .models.variants import Variant
 from .models.wan_dit import WanDiT
 from .sampling.consistency import Consistency, dds, fusion, none, within
-from .sampling.denoiser import guided
+from .sampling.denoiser import denoiser, guided
 from .sampling.sampler import State, advance, split_correct_recombine, start
 from .sampling.schedule import Level, flow_schedule
 from .sampling.solvers import euler
@@ -106,7 +105,7 @@ def observe(
     `filler` is the scene whose other frames fill the holes: `scene` itself, unless some
     of its frames stand for something else (see `framing.windows`).
     """
-    encode = lambda clip: wan_vae.encode(sizes.vae, weights.vae, clip[None])[0]
+    encode = lambda clip: wan_vae.encode(sizes.vae, weights.vae, clip[None], chunk=sizes.chunk)[0]
     warped, visible = scene.operator.apply(scene.clip), scene.operator.visible
     filled = fill(filler.operator, filler.clip, warped, visible)
     measurement = Measurement(filled, encode(filled))
@@ -137,11 +136,13 @@ def proceed(
     """Sample through `levels`: all of them, or the next few."""
 
     def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
-        return WanDiT(sizes.dit).apply({"params": weights.dit}, x, timestep, context)
+        # As many conditions as clips: both prompts, or the last one alone.
+        given = context[-len(x) :]
+        return WanDiT(sizes.dit).apply({"params": weights.dit}, x, timestep, given)
 
     scale = sizes.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     step = split_correct_recombine(
-        guided(velocity, scale),
+        denoiser(velocity) if scale == 1 else guided(velocity, scale),
         consistency(settings),
         euler(settings.renoise),
         observation.measurement.latent,
@@ -152,7 +153,8 @@ def proceed(
 
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:
     """Decode."""
-    return wan_vae.decode(sizes.vae, weights.vae, state.x[None])[0]
+    chunk = sizes.chunk and sizes.chunk // sizes.vae.temporal_factor
+    return wan_vae.decode(sizes.vae, weights.vae, state.x[None], chunk=chunk)[0]
 
 
 CONSISTENCIES: dict[str, Callable[[Settings], Consistency]] = {

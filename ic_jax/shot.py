@@ -92,9 +92,7 @@ def take(shot: Shot, window: range) -> Shot:
     """The shot's frames in one window; past its end the last frame repeats."""
     take_leaf = lambda leaf: framing.take(np.asarray(leaf), window)
     cameras = (Camera(*map(take_leaf, camera)) for camera in (shot.source, shot.target))
-    return Shot(
-        take_leaf(shot.frames), take_leaf(shot.depth), *cameras, keep=take_leaf(shot.keep)
-    )
+    return Shot(take_leaf(shot.frames), take_leaf(shot.depth), *cameras, keep=take_leaf(shot.keep))
 
 
 def hold(shot: Shot, known: UInt8[np.ndarray, "n h w 3"]) -> Shot:

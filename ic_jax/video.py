@@ -231,9 +231,7 @@ def _add_video(
     return stream
 
 
-def _encoded(
-    stream: av.VideoStream, frames: UInt8[np.ndarray, "t h w 3"]
-) -> Iterator[av.Packet]:
+def _encoded(stream: av.VideoStream, frames: UInt8[np.ndarray, "t h w 3"]) -> Iterator[av.Packet]:
     for number, image in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(
             format=stream.pix_fmt,

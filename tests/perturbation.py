@@ -10,9 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 SIZE = 0.3
 
 
-def unmoved(
-    run: Callable, params: dict, threshold: float, stacked: str | None = None
-) -> list[str]:
+def unmoved(run: Callable, params: dict, threshold: float, stacked: str | None = None) -> list[str]:
     """Names of tensors whose change moves the output of `run` by less than `threshold`.
 
     Leaves below the key `stacked` are changed one slice of their leading axis at a time.

@@ -190,9 +190,7 @@ PATH = ["--camera", "path.json"]
         (None, ["--truth", "absent.mp4"], "absent.mp4: no such file"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
-    run, tmp_path, monkeypatch, spoil, options, said
-):
+def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, spoil, options, said):
     *_, arrays = a_clip(tmp_path)
     monkeypatch.chdir(tmp_path)
     if spoil:

@@ -126,9 +126,7 @@ def test_psnr_looks_only_where_the_mask_is():
     mask[:, 2:] = True
     assert report.psnr_db(a, b, mask) == np.inf
     np.testing.assert_allclose(report.psnr_db(a, b, ~mask), 20 * np.log10(25.5))
-    np.testing.assert_allclose(
-        report.psnr_db(a, b, np.full((1, 4, 4), 0.3)), report.psnr_db(a, b)
-    )
+    np.testing.assert_allclose(report.psnr_db(a, b, np.full((1, 4, 4), 0.3)), report.psnr_db(a, b))
     assert np.isnan(report.psnr_db(a, b, np.zeros((1, 4, 4))))
 
 

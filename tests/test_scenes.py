@@ -48,8 +48,10 @@ def alone(shape, half):
     objects = scene.objects._replace(
         present=jnp.array([True, False, False]),
         shape=jnp.array([scenes.SHAPES.index(shape), 0, 0]),
-        half_size=jnp.tile(jnp.array(half), (3, 1)), position=jnp.zeros((3, 3)),
-        motion=jnp.zeros(3, int))
+        half_size=jnp.tile(jnp.array(half), (3, 1)),
+        position=jnp.zeros((3, 3)),
+        motion=jnp.zeros(3, int),
+    )
     return scene._replace(objects=objects)
 
 
@@ -63,12 +65,15 @@ def test_depth_of_a_wall_is_its_z_distance():
     np.testing.assert_allclose(depth[-1, 24], min(back, floor[-1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape, surface", [
-    ("ball", lambda p: np.hypot(np.hypot(p[0] / 0.5, p[1] / 0.5), p[2] / 0.5)),
-    ("cube", lambda p: np.abs(p / np.array([0.5, 0.5, 0.5])[:, None]).max(0)),
-    ("cylinder", lambda p: np.maximum(np.hypot(p[0], p[2]) / 0.5, np.abs(p[1]) / 0.5)),
-    ("cone", lambda p: np.maximum(2 * np.hypot(p[0], p[2]) / (0.5 + p[1]), p[1] / 0.5)),
-])
+@pytest.mark.parametrize(
+    "shape, surface",
+    [
+        ("ball", lambda p: np.hypot(np.hypot(p[0] / 0.5, p[1] / 0.5), p[2] / 0.5)),
+        ("cube", lambda p: np.abs(p / np.array([0.5, 0.5, 0.5])[:, None]).max(0)),
+        ("cylinder", lambda p: np.maximum(np.hypot(p[0], p[2]) / 0.5, np.abs(p[1]) / 0.5)),
+        ("cone", lambda p: np.maximum(2 * np.hypot(p[0], p[2]) / (0.5 + p[1]), p[1] / 0.5)),
+    ],
+)
 def test_hits_lie_on_the_shape(shape, surface):
     # From above and to the side, so that flat ends, edges and curved sides are all seen.
     pose = scenes.look_at(jnp.array([0.4, -1.4, -1.6]), jnp.zeros(3))
@@ -85,7 +90,8 @@ def test_two_views_of_a_scene_agree():
     other = c2w[0].at[:3, 3].add(jnp.array([0.25, -0.05, 0.15]))
     clip, depth = render(scene, c2w[0], other)
     x, y, z = jnp.linalg.inv(other)[:3, :3] @ (
-        unproject(depth[0], c2w[0]).reshape(3, -1) - other[:3, 3, None])
+        unproject(depth[0], c2w[0]).reshape(3, -1) - other[:3, 3, None]
+    )
     u, v = 40 * x / z + 24 - 0.5, 40 * y / z + 16 - 0.5
     inside = (u > 0) & (u < WIDTH - 1) & (v > 0) & (v < HEIGHT - 1)
     sample = lambda image: jax.scipy.ndimage.map_coordinates(image, [v, u], 1)  # noqa: E731
@@ -103,15 +109,18 @@ def test_cameras_stay_in_the_room_and_out_of_the_objects(many):
     position = c2w[:, :, :3, 3]
     assert (position > scene.room[:, None, 0]).all() and (position < scene.room[:, None, 1]).all()
     times = jnp.linspace(0, 1, FRAMES)
-    centres = jax.vmap(lambda objects: jax.vmap(
-        lambda time: scenes.object_poses(objects, time)[0])(times))(scene.objects)
+    centres = jax.vmap(
+        lambda objects: jax.vmap(lambda time: scenes.object_poses(objects, time)[0])(times)
+    )(scene.objects)
     away = jnp.linalg.norm(centres - position[:, :, None], axis=-1)
     reach = jnp.linalg.norm(scene.objects.half_size, axis=-1)[:, None]
     assert (away > reach).all()
     rotation = c2w[..., :3, :3]
     np.testing.assert_allclose(
-        rotation @ jnp.swapaxes(rotation, -1, -2), jnp.broadcast_to(jnp.eye(3), rotation.shape),
-        atol=1e-5)
+        rotation @ jnp.swapaxes(rotation, -1, -2),
+        jnp.broadcast_to(jnp.eye(3), rotation.shape),
+        atol=1e-5,
+    )
     np.testing.assert_allclose(jnp.linalg.det(rotation), 1.0, atol=1e-5)
     fov = 2 * jnp.rad2deg(jnp.arctan(WIDTH / 2 / intrinsics[:, 0, 0]))
     assert (fov >= 45).all() and (fov <= 75).all()
@@ -120,8 +129,9 @@ def test_cameras_stay_in_the_room_and_out_of_the_objects(many):
 def test_objects_stay_in_the_room(many):
     scene = many[0]
     times = jnp.linspace(0, 1, 9)
-    centres = jax.vmap(lambda objects: jax.vmap(
-        lambda time: scenes.object_poses(objects, time)[0])(times))(scene.objects)
+    centres = jax.vmap(
+        lambda objects: jax.vmap(lambda time: scenes.object_poses(objects, time)[0])(times)
+    )(scene.objects)
     half = scene.objects.half_size[:, None]
     low, high = centres - half, centres + half
     assert (low > scene.room[:, None, None, 0]).all()
@@ -131,8 +141,9 @@ def test_objects_stay_in_the_room(many):
 def test_most_objects_are_seen(many):
     scene, c2w, intrinsics = many
     middle = c2w[:, FRAMES // 2]
-    local = jnp.einsum("nji,nsj->nsi", middle[:, :3, :3],
-                       scene.objects.position - middle[:, None, :3, 3])
+    local = jnp.einsum(
+        "nji,nsj->nsi", middle[:, :3, :3], scene.objects.position - middle[:, None, :3, 3]
+    )
     pixel = jnp.einsum("nij,nsj->nsi", intrinsics, local / local[..., 2:])
     inside = (pixel[..., :2] > 0).all(-1) & (pixel[..., 0] < WIDTH) & (pixel[..., 1] < HEIGHT)
     assert inside[scene.objects.present].mean() > 0.9
@@ -162,11 +173,14 @@ def test_every_caption_fits():
     wall = WALLS.index("plaster")
     textures = demo.textures._replace(kind=demo.textures.kind.at[0].set(wall))
     for order, motions in itertools.product(
-            itertools.permutations(names), itertools.product(range(8), (0, 5, 6), (0,))):
+        itertools.permutations(names), itertools.product(range(8), (0, 5, 6), (0,))
+    ):
         objects = demo.objects._replace(
-            present=np.ones(3, bool), motion=np.array(motions),
+            present=np.ones(3, bool),
+            motion=np.array(motions),
             colour=np.array([scenes.COLOURS.index(colour) for colour, _ in order]),
-            shape=np.array([scenes.SHAPES.index(shape) for _, shape in order]))
+            shape=np.array([scenes.SHAPES.index(shape) for _, shape in order]),
+        )
         assert "plaster" in scenes.caption(demo._replace(objects=objects, textures=textures))
     assert scenes.caption(demo) == "a red ball bounces beside a yellow cylinder in a brick room"
 
@@ -197,5 +211,6 @@ def test_data_set_builds_and_reads_without_tensorflow(tmp_path):
         "import sys; import tensorflow_datasets as tfds;"
         f"data = tfds.builder_from_directory({str(builder.data_path)!r}).as_data_source('train');"
         "assert [int(example['seed']) for example in data] == [0, 1, 2];"
-        "assert data[0]['clip'].std() > 5 and 'tensorflow' not in sys.modules")
+        "assert data[0]['clip'].std() > 5 and 'tensorflow' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", read], check=True)

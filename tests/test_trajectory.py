@@ -43,8 +43,8 @@ def test_moves_go_where_they_say(name, axis, sign):
 
 
 @pytest.mark.parametrize(
-    "name, axis, sign", [("pan_left", 0, -1), ("pan_right", 0, 1), ("tilt_up", 1, -1),
-                         ("tilt_down", 1, 1)]
+    "name, axis, sign",
+    [("pan_left", 0, -1), ("pan_right", 0, 1), ("tilt_up", 1, -1), ("tilt_down", 1, 1)],
 )
 def test_turns_look_where_they_say_and_stay_in_place(name, axis, sign):
     pose = np.asarray(trajectory(name, 3, RADIUS, 10.0)[-1])

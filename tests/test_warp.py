@@ -8,8 +8,14 @@ from skimage.data import astronaut, stereo_motorcycle
 from skimage.transform import resize
 
 from experiments.splat_quality import bicubic_zoom, nearest_splat, psnr, stereo_scene
-from ic_jax.geometry.camera import Camera, camera, intrinsics_from_fov, project, unproject
-from ic_jax.geometry.camera import pixel_centres
+from ic_jax.geometry.camera import (
+    Camera,
+    camera,
+    intrinsics_from_fov,
+    pixel_centres,
+    project,
+    unproject,
+)
 from ic_jax.geometry.trajectory import trajectory
 from ic_jax.geometry.warp import WarpOperator, warp_frame, warp_operator
 
@@ -65,9 +71,7 @@ def test_adjoint_is_the_exact_transpose():
 def test_apply_is_linear():
     operator, x, y = scene(), *noise(0, 2, len(MOVES), HEIGHT, WIDTH, 3)
     mixed = apply(operator, 2 * x - 3 * y)
-    np.testing.assert_allclose(
-        mixed, 2 * apply(operator, x) - 3 * apply(operator, y), atol=1e-5
-    )
+    np.testing.assert_allclose(mixed, 2 * apply(operator, x) - 3 * apply(operator, y), atol=1e-5)
 
 
 def test_a_camera_that_stays_changes_nothing_at_all():

@@ -131,9 +131,7 @@ def _check_rigid(poses: np.ndarray) -> None:
     rotation = poses[:, :3, :3]
     gram_error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
     last_row_error = np.abs(poses[:, 3] - [0, 0, 0, 1]).max(1)
-    bad = (np.maximum(gram_error, last_row_error) > RIGID_TOLERANCE) | (
-        np.linalg.det(rotation) < 0
-    )
+    bad = (np.maximum(gram_error, last_row_error) > RIGID_TOLERANCE) | (np.linalg.det(rotation) < 0)
     if bad.any():
         raise InputError(
             f"c2w of frame {bad.argmax()} is not a rigid transform; give a rotation without scale"

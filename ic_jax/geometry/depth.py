@@ -71,9 +71,7 @@ def save_depth(path: str | Path, clip: DepthClip) -> None:
     """Write depth as npz, so that `load_depth` reads the same values back."""
     # what the clip holds is depth by now, whatever it was made from
     kind = "relative" if clip.kind == "disparity" else clip.kind
-    np.savez_compressed(
-        path, depth=clip.depth, intrinsics=clip.intrinsics, c2w=clip.c2w, kind=kind
-    )
+    np.savez_compressed(path, depth=clip.depth, intrinsics=clip.intrinsics, c2w=clip.c2w, kind=kind)
 
 
 def scene_radius(depth: Float[Array, "t h w"]) -> float:
@@ -113,9 +111,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            return {name: loaded[name] for name in loaded} if path.suffix == ".npz" else {
-                "depth": loaded
-            }
+            return (
+                {name: loaded[name] for name in loaded}
+                if path.suffix == ".npz"
+                else {"depth": loaded}
+            )
     except OSError as error:
         raise InputError(f"{path}: cannot read the depth ({error.strerror or error})") from None
     except (ValueError, TypeError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
@@ -135,9 +135,7 @@ def _depth_clip(fields: dict[str, np.ndarray], kind: str | None, fov: float | No
         depth = _to_depth(values.astype(np.float64), kind, fields).astype(np.float32)
     _check_depth(depth)
     frames, height, width = depth.shape
-    view = camera(
-        fields.get("c2w", np.eye(4)), _intrinsics(fields, fov, height, width), frames
-    )
+    view = camera(fields.get("c2w", np.eye(4)), _intrinsics(fields, fov, height, width), frames)
     return DepthClip(jnp.asarray(depth), view.intrinsics, view.c2w, kind)
 
 

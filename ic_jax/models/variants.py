@@ -23,6 +23,7 @@ class Variant:
     steps: int
     guidance_scale: float
     shift: float
+    chunk: int | None = 4  # frames that the autoencoder takes at a time; None for all
     composite: bool = False  # show the warped pixels themselves where they were seen
 
 
@@ -63,6 +64,7 @@ VARIANTS = {
         steps=24,
         guidance_scale=3.0,
         shift=3.0,
+        chunk=None,
         composite=True,  # so small an autoencoder blurs what the sampler kept
     ),
     "Wan2.1-T2V-1.3B": _wan(_T2V_1_3B, steps=50, guidance_scale=6.0, shift=8.0),

@@ -175,7 +175,9 @@ class Downsample(nn.Module):
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], stream: Stream
+    ) -> Float[Array, "b t2 h2 w2 c"]:
         c = x.shape[-1]
         x = Conv(c, (1, 3, 3), (1, 2, 2), ((0, 1), (0, 1)), name="spatial")(x)
         if not self.temporal:
@@ -195,7 +197,9 @@ class Upsample(nn.Module):
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], stream: Stream
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         if self.temporal:
             time = Conv(2 * x.shape[-1], (3, 1, 1), name="time")
             # The first frame is neither doubled nor ever seen by this convolution.
@@ -229,7 +233,9 @@ class Encoder(nn.Module):
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], stream: Stream
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         cfg = self.config
         x = CausalConv(cfg.base, name="conv_in")(x, stream)
         for s, multiplier in enumerate(cfg.multipliers):
@@ -246,7 +252,9 @@ class Decoder(nn.Module):
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t2 h2 w2 d"]:
+    def __call__(
+        self, z: Float[Array, "b t h w c"], stream: Stream
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         cfg = self.config
         widths = [cfg.base * m for m in reversed(cfg.multipliers)]
         x = CausalConv(widths[0], name="conv_in")(z, stream)
@@ -321,7 +329,13 @@ def encode(
     `t` is 4k+1 and height and width are multiples of `config.spatial_factor`. `chunk`
     (a multiple of 4 that divides t - 1) bounds the memory to that many frames and
     changes nothing else; None runs the clip whole.
+
+    Raises:
+        ValueError: a length or a size of which the latent would lose a part.
     """
+    _, t, h, w, _ = clip.shape
+    if (t - 1) % config.temporal_factor or h % config.spatial_factor or w % config.spatial_factor:
+        raise ValueError(f"a clip of {t} frames of {w}x{h} does not divide into latents")
     mean, _ = _streamed(WanVAE(config), params, "moments", clip, chunk)
     return (mean - jnp.array(config.latent_mean)) / jnp.array(config.latent_std)
 

@@ -24,7 +24,8 @@ def euler(renoise: float = 0.0) -> Solver:
     """x' = (1-σ') clean + σ' noise.
 
     `renoise` is the share η in [0, 1] of the noise that is drawn anew at each step,
-    √(1-η²) noise + η fresh, as in DDIM (arXiv 2010.02502, eq. 16); 0 is deterministic.
+    √(1-η²) noise + η fresh, as in DDIM (arXiv 2010.02502, eq. 16); 0 is deterministic. It is
+    a share per step, so more steps renew more, and it keeps the variance only while it is small.
     """
 
     def update(memory: PyTree, prediction: Prediction, level: Level, key: PRNGKeyArray):
