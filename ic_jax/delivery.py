@@ -62,7 +62,7 @@ def write_take(
     title: str,
     facts: Mapping[str, str],
 ) -> None:
-    """recaptured, generated, warped, visible and comparison as mp4, with the clip's rate and audio."""
+    """The videos, with the clip's rate and audio, and the contact sheet."""
     write_like(folder / "recaptured.mp4", take.recaptured, clip)
     write_like(folder / "generated.mp4", take.generated, clip)
     write_like(folder / "warped.mp4", take.warped, clip)
