@@ -132,8 +132,8 @@ class Recapture:
         sizes = model.variant
         return {
             "command": "recapture",
-            **delivery.describe(clip),
             **dataclasses.asdict(self.source),
+            **delivery.describe(clip),
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "model": model.name,
@@ -170,8 +170,8 @@ class Warp:
                 delivery.write_like(folder / "visible.mp4", delivery.as_grey(visible), clip)
             record = {
                 "command": "warp",
-                **delivery.describe(clip),
                 **dataclasses.asdict(self.source),
+                **delivery.describe(clip),
                 **facts,
                 "seconds": rounded(seconds),
                 **delivery.environment(),

@@ -14,7 +14,7 @@ def composite(
     generated: Float[Array, "t h w 3"],
     warped: Float[Array, "t h w 3"],
     visible: Float[Array, "t h w"],
-    feather: int = 2,
+    feather: int = 1,
 ) -> Float[Array, "t h w 3"]:
     """The warped clip where it was seen, the generated one in holes and across their edge.
 

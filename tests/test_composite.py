@@ -1,0 +1,25 @@
+"""Seen pixels over generated ones: exact where seen, never in a hole, soft between."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from ic_jax.composite import composite, seam
+
+
+def test_holes_are_generated_and_what_is_far_from_them_is_warped():
+    visible = jnp.ones((2, 16, 20)).at[:, 6:10, 8:12].set(0.0)
+    generated, warped = jnp.full((2, 16, 20, 3), -1.0), jnp.full((2, 16, 20, 3), 1.0)
+    out = np.asarray(composite(generated, warped, visible, feather=2))
+    assert (out[:, 6:10, 8:12] == -1).all()
+    far = np.ones((16, 20), bool)
+    far[6 - 4 : 10 + 4, 8 - 4 : 12 + 4] = False
+    assert (out[:, far] == 1).all()
+    # The way from one to the other is monotone.
+    row = out[0, 8, 11:17, 0]
+    assert (np.diff(row) >= 0).all() and 0 < np.isin(row, (-1, 1), invert=True).sum()
+
+
+def test_everything_seen_is_the_warp_and_nothing_seen_is_generated():
+    ones = jnp.ones((1, 5, 7))
+    assert (np.asarray(seam(ones, 1)) == 1).all()
+    assert (np.asarray(seam(0 * ones, 1)) == 0).all()
