@@ -22,9 +22,14 @@ from .pipeline import Settings
 from .shot import Shot, load_shot
 from .video import Clip, read_video
 
+# Bounds the memory of `ic-jax warp` and changes nothing else.
+FRAMES_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class Source:
+    """A clip, its depth, and the camera that it is to be seen from."""
+
     clip: tyro.conf.Positional[Path | None] = None
     """A video, a GIF or a folder of frames; without it, the bundled sample."""
     depth: Path | None = None
@@ -66,7 +71,7 @@ class Recapture:
     out: Path = Path("recapture")
     """Folder of the results. An earlier result is replaced; anything else is left alone."""
     prompt: str = ""
-    """What the clip shows."""
+    """What the clip shows. The bundled model reads the first 63 bytes."""
     negative_prompt: str = ""
     """What it should not show."""
     model: Path = Path("nano")
@@ -161,7 +166,7 @@ class Warp:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
             with timed(seconds, "warp"):
-                warped, visible = warp(shot, len(shot.frames))
+                warped, visible = warp(shot, min(len(shot.frames), FRAMES_AT_ONCE))
             if not visible.any():
                 raise InputError("the new camera sees nothing of the clip; use a smaller move")
             facts = {"coverage": round(float(visible.mean()), 4)}

@@ -52,8 +52,7 @@ def summary(
       facts: names and values printed under the title, about six: model, camera, coverage...
       fps: frames per second, for the times above the columns.
     """
-    seen = np.clip(visible, 0, 1)[..., None]
-    mask = np.round(255 * seen + HIDDEN * (1 - seen)).astype(np.uint8)
+    mask = np.stack([_shaded(frame) for frame in visible])
     rows = [
         Row("Source", "the clip as filmed", source),
         Row("Warped", "moved by its depth;\nholes are hatched", warped, visible),
@@ -62,7 +61,8 @@ def summary(
     ]
     if truth is not None:
         rows.append(Row("Truth", "the true new view", truth))
-    return _sheet(rows, title, facts, fps)
+    # Pillow cannot measure a text of several lines.
+    return _sheet(rows, " ".join(title.split()), facts, fps)
 
 
 def comparison_frames(
@@ -104,10 +104,15 @@ def psnr_db(
     With a mask, errors are weighted by it; an empty mask gives nan, equal arrays inf.
     """
     peak = 255.0 if a.dtype == np.uint8 else 2.0
-    squared = np.square(a.astype(np.float64) - b.astype(np.float64)).mean(axis=-1)
-    weight = np.ones_like(squared) if mask is None else mask.astype(np.float64)
+    weights = np.broadcast_to(1.0, a.shape[:-1]) if mask is None else mask
+    total = error = np.float64(0)
+    # Frame by frame: a long clip in float64 may not fit in memory.
+    for x, y, weight in zip(a, b, weights, strict=True):
+        squared = np.square(x.astype(np.float64) - y.astype(np.float64)).mean(axis=-1)
+        total += weight.sum(dtype=np.float64)
+        error += (weight * squared).sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(10 * np.log10(peak**2 * weight.sum() / (weight * squared).sum()))
+        return float(10 * np.log10(peak**2 * total / error))
 
 
 def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
@@ -167,6 +172,12 @@ def _header_width(title: str, facts: Mapping[str, str]) -> int:
 
 def _fact_width(name: str, value: str) -> int:
     return round(max(_font(SMALL).getlength(name), _font(TEXT).getlength(value))) + 52
+
+
+def _shaded(visible: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Visibility as a picture: white where all was seen, dark where nothing was."""
+    seen = np.clip(visible, 0, 1)[..., None]
+    return np.round(255 * seen + HIDDEN * (1 - seen)).astype(np.uint8)
 
 
 def _cell(row: Row, time: int, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
