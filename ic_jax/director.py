@@ -129,21 +129,33 @@ def direct(
     generated = recaptured = framing.from_working(joined, fit)
     if settings.composite:
         with timed(seconds, "composite"):
-            clips = to_float(generated), to_float(warped)
-            recaptured = to_uint8(np.asarray(_composite(*clips, visible)))
+            recaptured = _composited(generated, warped, visible, sizes.frames)
     return Take(recaptured, generated, warped, visible, seconds)
 
 
 def warp(shot: Shot, chunk: int) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
     """The shot from its target cameras, and what of it is visible, `chunk` frames at a time."""
-    parts = [take(shot, window) for window in framing.windows(len(shot.frames), chunk, 0)]
-    operators = [part.operator() for part in parts]
-    warped = [
-        to_uint8(np.asarray(_apply(operator, _clip(part))))
-        for operator, part in zip(operators, parts)
-    ]
-    visible = [np.asarray(operator.visible) for operator in operators]
-    return tuple(framing.join(p, 0, len(shot.frames)) for p in (warped, visible))
+    warped, visible = [], []
+    for window in framing.windows(len(shot.frames), chunk, 0):
+        part = take(shot, window)
+        operator = part.operator()
+        warped.append(to_uint8(np.asarray(_apply(operator, _clip(part)))))
+        visible.append(np.asarray(operator.visible))
+    return tuple(framing.join(parts, 0, len(shot.frames)) for parts in (warped, visible))
+
+
+def _composited(
+    generated: UInt8[np.ndarray, "t h w 3"],
+    warped: UInt8[np.ndarray, "t h w 3"],
+    visible: Float[np.ndarray, "t h w"],
+    chunk: int,
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """`composite` of bytes, `chunk` frames at a time: every frame stands alone."""
+    parts = []
+    for window in framing.windows(len(generated), chunk, 0):
+        a, b, share = (framing.take(clip, window) for clip in (generated, warped, visible))
+        parts.append(to_uint8(np.asarray(_composite(to_float(a), to_float(b), share))))
+    return framing.join(parts, 0, len(generated))
 
 
 def _clip(shot: Shot) -> jax.Array:
@@ -159,17 +171,19 @@ def _check(settings: Settings) -> None:
         "steps": (1, 1000),
         "shift": (1e-3, 1e3),
         "guidance_scale": (0, 100),
-        "gamma": (0, np.inf),
+        "gamma": (0, 1e6),
         "guided_from": (0, 1),
         "guided_to": (0, 1),
         "renoise": (0, 1),
-        "response_scale": (0, np.inf),
+        "response_scale": (0, 1e6),
     }
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
             option = name.replace("_", "-")
             raise InputError(f"--{option} is {value}; give a number from {low} to {high}")
+    if settings.guided_from < settings.guided_to:
+        raise InputError("--guided-from is below --guided-to; give the higher noise level first")
 
 
 @contextmanager
