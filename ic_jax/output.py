@@ -78,12 +78,15 @@ def _check_replaceable(found: Path, path: Path) -> None:
 
 def _foreign_files(folder: Path) -> list[str]:
     """Names of everything in a folder that its result.json does not claim. Follows no links."""
+    claimed = _claimed(folder)
+    if not claimed:  # its first level is enough: the folder may be somebody's home
+        return sorted(entry.name for entry in folder.iterdir())
     present = {
         entry.relative_to(folder).as_posix()
         for entry in folder.rglob("*")
         if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir())
     }
-    return sorted(present - _claimed(folder))
+    return sorted(present - claimed)
 
 
 def _claimed(folder: Path) -> set[str]:
