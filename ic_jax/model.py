@@ -27,6 +27,8 @@ class Weights(NamedTuple):
 
 
 class Model(NamedTuple):
+    """What `load_model` returns and `direct` takes."""
+
     name: str
     variant: Variant
     weights: Weights
@@ -37,6 +39,8 @@ class Model(NamedTuple):
 def load_model(path: str | Path = "nano") -> Model:
     """The bundled model, or a folder with vae.safetensors and generator.safetensors.
 
+    The second file holds the transformer and the text encoder. `experiments.train_nano` writes
+    both; `python -m convert` writes one network at a time, in a layout that is not read here.
     Weights are float32 in memory, whatever they are on disk.
 
     Raises:

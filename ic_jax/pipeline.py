@@ -83,7 +83,11 @@ def recapture(
     token_mask: Bool[Array, "2 l"],
     key: PRNGKeyArray,
 ) -> Float[Array, "t h w 3"]:
-    """The clip from the new camera, in [-1, 1]. `tokens` are [negative prompt, prompt]."""
+    """The clip from the new camera, in [-1, 1], as decoded. `tokens` are [negative prompt, prompt].
+
+    `director.resolve` puts the model's calibrated `response_scale` into `settings`; left at None
+    it is 1 here. `settings.composite` is for `director.direct`, which has the clip's own size.
+    """
     mask_key, noise_key = jax.random.split(key)
     context = embed(sizes, weights.umt5, tokens, token_mask)
     observation = observe(sizes, settings, weights, scene, scene, mask_key)

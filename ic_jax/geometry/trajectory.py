@@ -145,12 +145,12 @@ def load_trajectory(
     `c2w` is camera to world with OpenCV axes, in the units of the depth and in the world that
     the depth file's own `c2w` refers to (without one, the source camera is the world's origin).
     `intrinsics` may be one matrix, one per frame, or absent. `width` and `height` say which
-    image size they belong to; without them they belong to the working size.
+    image size they belong to; without them it is the clip's own.
 
     Args:
         path: the file.
         intrinsics: used when the file has none, usually the source's.
-        size: (height, width) that the intrinsics are scaled to.
+        size: (height, width) of the clip, to which the intrinsics are scaled.
 
     Raises:
         InputError: the file is missing, is not such a JSON, or holds an invalid camera.
