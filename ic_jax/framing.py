@@ -7,7 +7,6 @@ number of frames; the last window is filled up by repeating the last frame, and 
 A clip that already has the working size and length passes through bit for bit.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,27 +32,6 @@ def fit(source: tuple[int, int], working: tuple[int, int]) -> Fit:
     content = tuple(max(1, min(w, round(s * scale))) for s, w in zip(source, working, strict=True))
     offset = tuple((w - c) // 2 for w, c in zip(working, content, strict=True))
     return Fit(tuple(source), tuple(working), content, offset)
-
-
-def working_size(source: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
-    """The size a model of free resolution should work at: (height, width) in pixels.
-
-    Of all sizes whose sides are multiples of `multiple` and whose area is at most `area`, the one
-    that shows the frame largest; of those, the smallest. A 1080x1920 frame and an area of 480*832
-    in multiples of 16 give (480, 832).
-
-    Raises:
-      InputError: not even one multiple by one multiple has so small an area.
-    """
-    if area < multiple**2:
-        raise InputError(f"a working area of {area} pixels is below {multiple}x{multiple}")
-    heights = range(multiple, area // multiple + 1, multiple)
-    scale = max(
-        min(height / source[0], area // height // multiple * multiple / source[1])
-        for height in heights
-    )
-    height, width = (math.ceil(round(side * scale / multiple, 6)) * multiple for side in source)
-    return height, width
 
 
 def to_working(frames: UInt8[np.ndarray, "t h w c"], fit: Fit) -> UInt8[np.ndarray, "t H W c"]:

@@ -85,34 +85,6 @@ def test_depth_keeps_to_values_that_exist_and_lands_where_the_pixels_do():
     assert abs(edge - (120 * framing.scales(fitted)[1] + fitted.offset[1])) <= 0.5
 
 
-@pytest.mark.parametrize(
-    "source, expected",
-    [
-        ((480, 832), (480, 832)),
-        ((1080, 1920), (480, 832)),
-        ((1920, 1080), (832, 480)),
-        ((1000, 1000), (624, 624)),
-    ],
-)
-def test_free_resolution_keeps_the_aspect_within_the_area(source, expected):
-    assert framing.working_size(source, 480 * 832, 16) == expected
-
-
-def test_no_other_size_of_the_same_area_shows_the_frame_larger():
-    source, area = (333, 517), 200 * 300
-    height, width = framing.working_size(source, area, 16)
-    assert height % 16 == width % 16 == 0 and height * width <= area
-    shown = min(height / source[0], width / source[1])
-    for h in range(16, 1000, 16):
-        for w in range(16, area // h + 1, 16):
-            assert min(h / source[0], w / source[1]) <= shown + 1e-9
-
-
-def test_an_area_below_one_multiple_is_refused():
-    with pytest.raises(InputError, match=r"^a working area of 100 pixels is below 16x16$"):
-        framing.working_size((10, 10), 100, 16)
-
-
 @pytest.mark.parametrize("frames", [1, 4, 5, 16, 17, 18, 29, 30, 81, 100])
 @pytest.mark.parametrize("length, overlap", [(17, 5), (17, 1), (17, 0), (5, 4), (1, 0)])
 def test_windows_cover_every_frame_and_join_undoes_them(frames, length, overlap):

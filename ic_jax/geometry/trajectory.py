@@ -103,7 +103,6 @@ def trajectory(
     frames: int,
     radius: float,
     amount: float | None = None,
-    easing: Callable[[np.ndarray], np.ndarray] = smoothstep,
 ) -> Float[Array, "{frames} 4 4"]:
     """Poses of the new camera relative to the first source camera, one per frame.
 
@@ -112,7 +111,6 @@ def trajectory(
         frames: number of poses; a single frame stays at the identity.
         radius: depth of the scene's centre, in units of the depth (see `scene_radius`).
         amount: how far the last frame is, in the path's unit; None for its default.
-        easing: progress in [0, 1] as a function of time in [0, 1].
 
     Raises:
         InputError: an unknown name (the nearest is suggested), no frames, a radius that is
@@ -126,7 +124,7 @@ def trajectory(
         raise InputError(f"the radius of a camera path must be above 0, not {radius}")
     if not np.isfinite(amount):
         raise InputError(f"the amount of camera path {name} must be a finite number, not {amount}")
-    progress = easing(np.linspace(0.0, 1.0, frames))
+    progress = smoothstep(np.linspace(0.0, 1.0, frames))
     poses = [move.pose(amount * fraction, radius) for fraction in progress]
     return jnp.asarray(np.stack(poses), jnp.float32)
 
