@@ -6,7 +6,6 @@ builds the data set, then writes each split's clips as one array that training m
 .data/nano_train.npy with its captions in .data/nano_train.json, and the same for the test split.
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ import tensorflow_datasets as tfds
 import tyro
 from jaxtyping import UInt8
 
-from experiments.natural_clips import natural_clips
 from experiments.scenes import caption, render, scene_of
 
-__all__ = ["Scenes", "ScenesConfig", "array_cache", "build", "natural_clips", "scene_example"]
+__all__ = ["Scenes", "ScenesConfig", "array_cache", "build", "scene_example"]
 
 _FIRST_TEST_SEED = 1_000_000
 
