@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .checkpoint import load, shape_difference, shapes
 from .errors import InputError
 from .models.umt5 import UMT5Encoder, byte_tokens
-from .models.variants import Variant, variant
+from .models.variants import VARIANTS, Variant, variant
 from .models.wan_dit import WanDiT
 from .models.wan_vae import WanVAE
 
@@ -44,7 +44,8 @@ def load_model(path: str | Path = "nano") -> Model:
     Weights are float32 in memory, whatever they are on disk.
 
     Raises:
-        InputError: a missing, truncated or foreign file, or one of another model's shapes.
+        InputError: a missing, truncated or foreign file, one of another model's shapes, or a
+            model that does not read bytes.
     """
     folder = BUNDLED if str(path) == "nano" else Path(path)
     if not folder.is_dir():
@@ -53,6 +54,8 @@ def load_model(path: str | Path = "nano") -> Model:
     generator, _ = load(folder / "generator.safetensors")
     name = manifest.get("variant", "nano")
     sizes = variant(name)
+    if sizes.umt5.vocab != VARIANTS["nano"].umt5.vocab:
+        raise InputError(f"{folder}: {name} needs a tokenizer that is not here yet; use nano")
     parts = {"vae": vae, **generator}
     expected = expected_shapes(sizes)
     _check(folder, parts, expected)
