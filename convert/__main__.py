@@ -54,6 +54,7 @@ def _has(state: State, probe: str, model: ModuleType, layout: str) -> bool:
 
 
 def main() -> int:
+    """Entry point: exit code 2 and the reason on stderr for bad input."""
     parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
     parser.add_argument("source", type=Path, help=".safetensors, .pth or a folder of shards")
     parser.add_argument("out", type=Path, help="a new folder (orbax), or a .safetensors file")

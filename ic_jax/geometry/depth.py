@@ -43,6 +43,7 @@ class DepthClip(NamedTuple):
 
     @property
     def camera(self) -> Camera:
+        """The cameras that saw it, one per frame."""
         return Camera(self.c2w, self.intrinsics)
 
 

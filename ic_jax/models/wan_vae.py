@@ -42,10 +42,12 @@ class VAEConfig:
 
     @property
     def spatial_factor(self) -> int:
+        """Pixels per latent along height and width."""
         return self.patch * 2 ** len(self.temporal)
 
     @property
     def temporal_factor(self) -> int:
+        """Frames per latent, after the first frame."""
         return 2 ** sum(self.temporal)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -69,6 +71,7 @@ class Stream:
 
     @property
     def first(self) -> bool:
+        """Whether the chunk at hand begins the clip."""
         return not self.past
 
     def extend(self, layer: nn.Module, x: Float[Array, "b t h w c"], frames: int):
@@ -146,6 +149,8 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Twice norm, SiLU and causal convolution, added to the input."""
+
     features: int
 
     @nn.compact
@@ -222,6 +227,8 @@ def _touch(layer: nn.Module, x: Array) -> Array:
 
 
 class Middle(nn.Module):
+    """Residual, attention, residual: the coarsest level of either half."""
+
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], stream: Stream) -> Float[Array, "b t h w c"]:
         x = ResidualBlock(x.shape[-1], name="block0")(x, stream)
@@ -230,6 +237,8 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Pixels (patched) to mean and log-variance of the latent, before the last projection."""
+
     config: VAEConfig
 
     @nn.compact
@@ -249,6 +258,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The latent, after its first projection, to pixels (patched)."""
+
     config: VAEConfig
 
     @nn.compact
@@ -291,6 +302,7 @@ class WanVAE(nn.Module):
         return jnp.split(self.quant(self.encoder(x, stream)), 2, axis=-1)
 
     def reconstruct(self, z: Float[Array, "b t h w c"], stream: Stream):
+        """The clip of a raw latent, not clamped."""
         p = self.config.patch
         x = self.decoder(self.post_quant(z), stream)
         return rearrange(x, "b t h w (c q p) -> b t (h p) (w q) c", p=p, q=p)
@@ -349,7 +361,8 @@ def decode(
 ) -> Float[Array, "b t2 h2 w2 3"]:
     """The clip of a normalised latent, clamped to [-1, 1].
 
-    `chunk` counts latent frames and must divide t - 1; None runs the clip whole.
+    `t` is k+1 for a clip of 4k+1 frames. `chunk` counts latent frames and must divide t - 1;
+    None runs the clip whole.
     """
     z = latent * jnp.array(config.latent_std) + jnp.array(config.latent_mean)
     return jnp.clip(_streamed(WanVAE(config), params, "reconstruct", z, chunk), -1.0, 1.0)
