@@ -99,15 +99,18 @@ def hold(shot: Shot, known: UInt8[np.ndarray, "n h w 3"]) -> Shot:
     """The shot, whose first n frames are known in the new view already.
 
     They become frames that the target camera took itself: the warp leaves them as they
-    are and counts them as observed, by the same operator as everything else.
+    are and counts them as observed, by the same operator as everything else. That camera
+    stands at the origin in them, for far from it float32 has no digits left for depth 1.
     """
     n = len(known)
     replaced = lambda old, new: np.concatenate([np.asarray(new), np.asarray(old)[n:]])
+    origin = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4))
+    lens = shot.target.intrinsics[:n]
     return Shot(
         replaced(shot.frames, known),
         replaced(shot.depth, np.ones((n, *shot.depth.shape[1:]), np.float32)),
-        Camera(*(replaced(s, t[:n]) for s, t in zip(shot.source, shot.target))),
-        shot.target,
+        Camera(replaced(shot.source.c2w, origin), replaced(shot.source.intrinsics, lens)),
+        shot.target._replace(c2w=replaced(shot.target.c2w, origin)),
         replaced(shot.keep, np.ones((n, *shot.keep.shape[1:]), bool)),
     )
 
