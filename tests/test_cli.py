@@ -183,6 +183,8 @@ PATH = ["--camera", "path.json"]
         (poses(np.diag([-1.0, 1.0, -1.0, 1.0])), PATH, "the new camera sees nothing"),
         (None, ["--mask", "magic"], "unknown --mask 'magic'; one of nearest"),
         (None, ["--steps", "0"], "--steps is 0"),
+        (None, ["--gamma", "inf"], "--gamma is inf"),
+        (None, ["--guided-from", "0.2", "--guided-to", "0.5"], "--guided-from is below"),
         (None, ["--model", "absent"], "absent: no such model folder"),
         (truncated_weights, ["--model", "model"], "vae.safetensors is damaged"),
         (other_peoples_files, [], "holds files that are not an earlier result"),
