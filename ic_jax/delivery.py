@@ -68,7 +68,7 @@ def write_take(
     write_like(folder / "warped.mp4", take.warped, clip)
     write_like(folder / "visible.mp4", as_grey(take.visible), clip)
     sides = comparison_frames(clip.frames, take.warped, take.visible, take.recaptured)
-    write_video(folder / "comparison.mp4", sides, clip.fps, audio_from=clip.path)
+    write_like(folder / "comparison.mp4", sides, clip)
     sheet = summary(
         clip.frames, take.warped, take.visible, take.recaptured, truth,
         title=title, facts=facts, fps=clip.fps,
