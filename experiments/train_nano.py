@@ -4,7 +4,9 @@
     python -m experiments.train_nano dit --steps 8000
     python -m experiments.train_nano export
 
-Each stage resumes from its own checkpoints under `--data` and says what it reached.
+Each stage resumes from its own checkpoints under `--data` and says what it reached. The latents
+that `dit` learns are encoded when it first starts: after more steps of `vae`, remove
+`.data/latents.npy` and `.data/checkpoints/dit`, and let experiments.masks calibrate again.
 The generator learns plain text-to-video: it never sees a hole, a mask or a warp.
 """
 
