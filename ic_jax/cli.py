@@ -16,6 +16,7 @@ from tqdm import tqdm
 from . import delivery
 from .director import Progress, direct, plan, resolve, timed, warp
 from .errors import InputError
+from .geometry.trajectory import TRAJECTORIES
 from .model import BUNDLED, Model, load_model
 from .output import output_folder, write_result
 from .pipeline import Settings
@@ -58,6 +59,12 @@ class Source:
             fov=self.fov,
         )
         return clip, shot
+
+    def described(self) -> dict:
+        """As result.json records it: a named path's own amount in place of None."""
+        move = TRAJECTORIES.get(self.camera)
+        amount = move.amount if move and self.amount is None else self.amount
+        return dataclasses.asdict(self) | {"amount": amount}
 
 
 Flat = tyro.conf.OmitArgPrefixes
@@ -137,10 +144,11 @@ class Recapture:
         sizes = model.variant
         return {
             "command": "recapture",
-            **dataclasses.asdict(self.source),
+            **self.source.described(),
             **delivery.describe(clip),
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
+            "truth": self.truth,
             "model": model.name,
             "working_size": {"frames": sizes.frames, "height": sizes.height, "width": sizes.width},
             "windows": [[w.start, min(w.stop, len(shot.frames))] for w in plan(model, shot)],
@@ -175,7 +183,7 @@ class Warp:
                 delivery.write_like(folder / "visible.mp4", delivery.as_grey(visible), clip)
             record = {
                 "command": "warp",
-                **dataclasses.asdict(self.source),
+                **self.source.described(),
                 **delivery.describe(clip),
                 **facts,
                 "seconds": rounded(seconds),
