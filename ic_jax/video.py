@@ -106,6 +106,9 @@ def write_video(
       fps: frames per second.
       audio_from: the file or folder that the frames were read from.
       pixel_aspect: width / height of one pixel as displayed.
+
+    Raises:
+      InputError: the audio is damaged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -120,6 +123,11 @@ def write_video(
                     for packet in heapq.merge(_encoded(video, frames), audio, key=_seconds):
                         out.mux(packet)
         partial.replace(path)
+    except av.error.FFmpegError as error:
+        if audio_from is None:
+            raise
+        message = f"{audio_from}: its audio cannot be read ({error.strerror}); remove or re-encode it"
+        raise InputError(message) from error
     finally:
         partial.unlink(missing_ok=True)
 
