@@ -211,7 +211,8 @@ def _bytes(frame) -> np.ndarray:
 
 def fingerprint(model: Model, arguments: Arguments) -> str:
     """Changes with the weights and with every setting that a scene's result depends on."""
-    digest = hashlib.sha256(repr(sorted(model.calibration.items())).encode())
+    recipe = model.variant, sorted(model.calibration.items()), ARMS, Settings()
+    digest = hashlib.sha256(repr(recipe).encode())
     for leaf in jax.tree.leaves(model.weights):
         digest.update(np.asarray(leaf).tobytes())
     counts = arguments.samples, arguments.plain_samples, arguments.other_samples, arguments.steps
