@@ -126,7 +126,9 @@ def write_video(
     except av.error.FFmpegError as error:
         if audio_from is None:
             raise
-        message = f"{audio_from}: its audio cannot be read ({error.strerror}); remove or re-encode it"
+        message = (
+            f"{audio_from}: its audio cannot be read ({error.strerror}); remove or re-encode it"
+        )
         raise InputError(message) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Frames that a window takes over are seen as they are, wherever in the world the camera stands."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ic_jax.geometry.camera import camera
@@ -23,6 +24,6 @@ def test_held_frames_pass_the_warp_untouched_and_count_as_seen():
     held = hold(shot, known)
     operator = held.operator()
     np.testing.assert_array_equal(operator.visible[:2], 1.0)
-    shown = operator.apply(held.frames.astype(np.float32))
+    shown = operator.apply(jnp.asarray(held.frames, jnp.float32))
     np.testing.assert_array_equal(shown[:2], known.astype(np.float32))
     np.testing.assert_array_equal(operator.visible[2:], shot.operator().visible[2:])

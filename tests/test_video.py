@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "clip.mp4"
     write_video(path, _clip(), FILM)
     before = path.read_bytes()
-    with pytest.raises(av.error.FFmpegError):
+    with pytest.raises(InputError, match="missing.mp4: its audio cannot be read"):
         write_video(path, _clip(), FILM, audio_from=tmp_path / "missing.mp4")
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -266,7 +266,8 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     content = (tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: int(kept * len(content))])
     message = _refusal(tmp_path / "cut.mp4")
-    assert "cut off or damaged" in message or "cannot be decoded" in message
+    # Cut before its first whole frame ends, a sound file holds none.
+    assert any(s in message for s in ("cut off or damaged", "cannot be decoded", "holds no frames"))
 
 
 def test_sound_alone_is_refused(tmp_path):
