@@ -1,6 +1,6 @@
 """InverseCrafter in functional JAX: give a video a new camera, training nothing."""
 
-from .director import Take, direct
+from .director import Take, direct, resolve
 from .errors import InputError
 from .model import Model, load_model
 from .pipeline import Settings, recapture
@@ -19,5 +19,6 @@ __all__ = [
     "load_shot",
     "read_video",
     "recapture",
+    "resolve",
     "write_video",
 ]

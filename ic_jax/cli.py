@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -213,8 +212,10 @@ def report(out: Path, facts: dict) -> None:
     described = [f"{facts['coverage']:.0%} of the new view was seen"]
     if "visible_psnr_db" in facts:
         described.append(f"kept at {facts['visible_psnr_db']} dB")
-    if "psnr_db" in facts:
-        by_region = ", ".join(f"{name} {value}" for name, value in facts["psnr_db"].items())
+    # An empty region, such as the holes of a view without any, has no PSNR.
+    known = {name: value for name, value in facts.get("psnr_db", {}).items() if value == value}
+    if known:
+        by_region = ", ".join(f"{name} {value}" for name, value in known.items())
         described.append(f"against the true view: {by_region} dB")
     print("; ".join(described))
     print(f"results in {out}/")
@@ -224,7 +225,7 @@ def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
     # So that a run that is told to stop cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    commands: dict[str, Annotated] = {"recapture": Recapture, "warp": Warp}
+    commands = {"recapture": Recapture, "warp": Warp}
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
     )
