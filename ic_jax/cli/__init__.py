@@ -1,0 +1,28 @@
+"""ic-jax: give a video a new camera, from the command line."""
+
+import signal
+import sys
+
+import tyro
+
+from ..errors import InputError
+from .recapture import Recapture
+from .warp import Warp
+
+
+def main() -> None:
+    """Entry point: exit code 2 and one line for bad input."""
+    # So that a run that is told to stop cleans up as on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    commands = {"recapture": Recapture, "warp": Warp}
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
+    )
+    try:
+        command.run()
+    except InputError as error:
+        print(f"ic-jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ic-jax: stopped; nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,47 @@
+"""`ic-jax warp`: geometry alone, in seconds."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import delivery
+from ..director import timed, warp
+from ..errors import InputError
+from ..output import output_folder, write_result
+from .console import report, rounded
+from .source import Flat, Source
+
+# Bounds the memory and changes nothing else.
+FRAMES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Geometry alone: what the new camera would see of the clip, at the clip's own size."""
+
+    source: Flat[Source] = field(default_factory=Source)
+    out: Path = Path("warp")
+    """Folder of the results. An earlier result is replaced; anything else is left alone."""
+
+    def run(self) -> None:
+        seconds: dict[str, float] = {}
+        with output_folder(self.out) as folder:
+            with timed(seconds, "read"):
+                clip, shot = self.source.load()
+            with timed(seconds, "warp"):
+                warped, visible = warp(shot, min(len(shot.frames), FRAMES_AT_ONCE))
+            if not visible.any():
+                raise InputError("the new camera sees nothing of the clip; use a smaller move")
+            facts = {"coverage": round(float(visible.mean()), 4)}
+            with timed(seconds, "write"):
+                delivery.write_like(folder / "warped.mp4", warped, clip)
+                delivery.write_like(folder / "visible.mp4", delivery.as_grey(visible), clip)
+            record = {
+                "command": "warp",
+                **self.source.described(),
+                **delivery.describe(clip),
+                **facts,
+                "seconds": rounded(seconds),
+                **delivery.environment(),
+            }
+            write_result(folder, record)
+        report(self.out, facts)
