@@ -8,7 +8,8 @@ from jaxtyping import PyTree
 
 from ic_jax.models.umt5 import UMT5Config, UMT5Encoder
 
-from .keymap import EMBEDDING, MATRIX, SCALE, TENSOR, State, Table, block_count, rules, source_shape
+from .keymap import State, Table, block_count, rules, source_shape
+from .transforms import EMBEDDING, MATRIX, SCALE, TENSOR
 
 PROBES = {
     "original": "token_embedding.weight",

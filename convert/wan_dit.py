@@ -10,18 +10,8 @@ from jaxtyping import PyTree
 from ic_jax.errors import InputError
 from ic_jax.models.wan_dit import IMAGE_TOKENS, DiTConfig, WanDiT
 
-from .keymap import (
-    LINEAR,
-    MODULATION,
-    NORM,
-    PATCHES,
-    SCALE,
-    State,
-    Table,
-    block_count,
-    rules,
-    source_shape,
-)
+from .keymap import State, Table, block_count, rules, source_shape
+from .transforms import LINEAR, MODULATION, NORM, SCALE, Kind, patches, same
 
 PROBES = {
     "original": "blocks.0.self_attn.q.weight",
@@ -35,9 +25,11 @@ _TIME = "condition_embedder.time_embedder"
 _TEXT = "condition_embedder.text_embedder"
 _IMAGE = "condition_embedder.image_embedder"
 
+_PATCHES: Kind = ((".weight", "/kernel", patches(1, 2, 2)), (".bias", "/bias", same))
+
 # kind, ours, original, diffusers
 _TOP = (
-    (PATCHES, "patch_embedding", "patch_embedding", "patch_embedding"),
+    (_PATCHES, "patch_embedding", "patch_embedding", "patch_embedding"),
     (LINEAR, "time_embedding/fc1", "time_embedding.0", f"{_TIME}.linear_1"),
     (LINEAR, "time_embedding/fc2", "time_embedding.2", f"{_TIME}.linear_2"),
     (LINEAR, "time_embedding/projection", "time_projection.1", "condition_embedder.time_proj"),

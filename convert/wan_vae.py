@@ -8,14 +8,15 @@ from jaxtyping import PyTree
 
 from ic_jax.models.wan_vae import VAEConfig, WanVAE
 
-from .keymap import CONV, GAMMA, POINTWISE, State, Table, rules, source_shape
+from .keymap import State, Table, rules, source_shape
+from .transforms import CONV, GAMMA, IMAGE_CONV, IMAGE_GAMMA, POINTWISE, Kind
 
 PROBES = {
     "original": "encoder.conv1.weight",
     "diffusers": "encoder.conv_in.weight",
 }
 
-Row = tuple[tuple, str, str, str]
+Row = tuple[Kind, str, str, str]
 
 # The sizes of the released model fix how many layers there are; only the width is read.
 _RELEASED = VAEConfig()
@@ -29,12 +30,12 @@ _RESIDUAL = (
     (CONV, "shortcut", "shortcut", "conv_shortcut"),
 )
 _ATTENTION = (
-    (GAMMA, "norm", "norm", "norm"),
+    (IMAGE_GAMMA, "norm", "norm", "norm"),
     (POINTWISE, "qkv", "to_qkv", "to_qkv"),
     (POINTWISE, "out", "proj", "proj"),
 )
 _RESAMPLE = (
-    (CONV, "spatial", "resample.1", "resample.1"),
+    (IMAGE_CONV, "spatial", "resample.1", "resample.1"),
     (CONV, "time", "time_conv", "time_conv"),
 )
 _HALF = (

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from convert import umt5, wan_dit
 from convert.__main__ import convert, main
-from convert.keymap import LINEAR, Rule, Table, canonical, convert_state, rules, same
+from convert.keymap import Part, Rule, Table, canonical, convert_state, rules
+from convert.transforms import LINEAR, same
 from ic_jax import checkpoint
 from ic_jax.errors import InputError
 
@@ -98,7 +99,7 @@ def test_a_tensor_of_the_wrong_shape_is_named(state, shape):
     [
         Table(TABLE.rules[:1]),
         Table((*TABLE.rules, TABLE.rules[0])),
-        Table((TABLE.rules[0], Rule("layer.{n}.query.weight", "blocks/q/bias", same))),
+        Table((TABLE.rules[0], Rule(Part("layer.{n}.query.weight"), "blocks/q/bias", same))),
     ],
     ids=["a target left out", "a target filled twice", "a source used twice"],
 )
