@@ -10,6 +10,7 @@ from flax.linen import initializers as init
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 PAD, EOS, BYTE_OFFSET = 0, 1, 3
+BYTE_VOCAB = BYTE_OFFSET + 256
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,24 @@ class UMT5Config:
     max_distance: int = 128
 
 
-def byte_tokens(text: str, length: int) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-    """UTF-8 bytes as token ids with an end mark, and the mask of what is not padding.
+def byte_ids(text: str) -> list[int]:
+    """UTF-8 bytes as the token ids of ByT5 (arXiv 2105.13626): byte + 3."""
+    return [byte + BYTE_OFFSET for byte in text.encode()]
 
-    The ids are those of ByT5 (arXiv 2105.13626): padding 0, end 1, byte + 3. Text that is too
-    long is cut; the end mark stays.
+
+def padded(ids: list[int], length: int) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
+    """Ids with an end mark (1) and padding (0), and the mask of what is not padding.
+
+    A list that is too long is cut; the end mark stays.
     """
-    ids = [byte + BYTE_OFFSET for byte in text.encode()[: length - 1]] + [EOS]
+    ids = [*ids[: length - 1], EOS]
     padding = length - len(ids)
     return np.array(ids + [PAD] * padding, np.int32), np.arange(length) < len(ids)
+
+
+def byte_tokens(text: str, length: int) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
+    """`byte_ids`, `padded`."""
+    return padded(byte_ids(text), length)
 
 
 class UMT5Encoder(nn.Module):
