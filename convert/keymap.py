@@ -163,6 +163,11 @@ def canonical(state: State, table: Table) -> State:
     return tensors
 
 
+def unsupported(model: str, evidence: str) -> InputError:
+    """The error for a checkpoint of a `model` that we do not have."""
+    return InputError(f"this is a {model} checkpoint, which is not supported ({evidence})")
+
+
 def _named(state: State, table: Table) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors by their one name, and those that stand under an alias, by that."""
     ignored = [_pattern(key) for key in table.ignored]
@@ -174,7 +179,7 @@ def _named(state: State, table: Table) -> tuple[dict[str, Tensor], dict[str, Ten
         name = key.removeprefix(next((p for p in table.prefixes if key.startswith(p)), ""))
         for pattern, model in foreign:
             if pattern.fullmatch(name):
-                raise InputError(f"this is a {model} checkpoint, which is not supported ({key})")
+                raise unsupported(model, key)
         if any(pattern.fullmatch(name) for pattern in ignored):
             continue
         if names.setdefault(name, key) != key:

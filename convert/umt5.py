@@ -43,6 +43,9 @@ def table(layout: str) -> Table:
     return Table(
         rules(_ROWS, tuple(PROBES).index(layout)),
         aliases=aliases if layout == "transformers" else {},
+        # ComfyUI packs the tokenizer's file into the weights.
+        ignored=("spiece_model",),
+        foreign={"decoder.*": "umT5 encoder-decoder", "scaled_fp8": "scaled fp8"},
     )
 
 

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from ic_jax.errors import InputError
 from ic_jax.models.wan_dit import IMAGE_TOKENS, DiTConfig, WanDiT
 
-from .keymap import State, Table, block_count, rules, source_shape
+from .keymap import State, Table, block_count, rules, source_shape, unsupported
 from .transforms import LINEAR, MODULATION, NORM, SCALE, Kind, patches, same
 
 PROBES = {
@@ -24,6 +24,18 @@ _HEAD_DIM = 128
 _TIME = "condition_embedder.time_embedder"
 _TEXT = "condition_embedder.text_embedder"
 _IMAGE = "condition_embedder.image_embedder"
+
+# Of our relatives: keys, and numbers of channels in and out, that only they have.
+_FOREIGN_KEYS = {
+    "img_emb.emb_pos": "FLF2V",
+    "condition_embedder.image_embedder.pos_embed": "FLF2V",
+    "ref_conv.*": "Control",
+    "control_adapter.*": "Control-Camera",
+    "vace_blocks.*": "VACE",
+    "scaled_fp8": "scaled fp8",
+}
+_FOREIGN_IN = {48: "Control", 52: "Control", 32: "Control-Camera"}
+_FOREIGN_OUT = {48: "Wan2.2 5B"}
 
 _PATCHES: Kind = ((".weight", "/kernel", patches(1, 2, 2)), (".bias", "/bias", same))
 
@@ -80,15 +92,23 @@ def table(layout: str) -> Table:
         prefixes=("model.diffusion_model.",),
         # Left in old diffusers files; no network uses it.
         ignored=("blocks.{n}.attn2.norm_added_q.weight",),
+        foreign=_FOREIGN_KEYS,
     )
 
 
 def config(state: State, layout: str) -> DiTConfig:
-    """The sizes that a state without prefixes shows; heads are taken to be 128 wide."""
+    """The sizes that a state without prefixes shows; heads are taken to be 128 wide.
+
+    Raises InputError for those of a relative that we do not have, such as a Control model.
+    """
     shape = partial(source_shape, state, table(layout))
     dim, in_channels, *patch = shape("patch_embedding/kernel")
     if dim % _HEAD_DIM:
         raise InputError(f"patch_embedding.weight: width {dim} is not a multiple of {_HEAD_DIM}")
+    out_channels = shape("head/linear/kernel")[0] // prod(patch)
+    relative = _FOREIGN_OUT.get(out_channels, _FOREIGN_IN.get(in_channels))
+    if relative is not None:
+        raise unsupported(relative, f"{in_channels} channels in, {out_channels} out")
     has_image = any("img_emb." in key or ".image_embedder." in key for key in state)
     return DiTConfig(
         dim=dim,
@@ -96,7 +116,7 @@ def config(state: State, layout: str) -> DiTConfig:
         num_heads=dim // _HEAD_DIM,
         num_layers=block_count(state, table(layout), "blocks/modulation"),
         in_channels=in_channels,
-        out_channels=shape("head/linear/kernel")[0] // prod(patch),
+        out_channels=out_channels,
         text_dim=shape("text_embedding/fc1/kernel")[1],
         freq_dim=shape("time_embedding/fc1/kernel")[1],
         patch=tuple(patch),

@@ -18,6 +18,12 @@ PROBES = {
 
 Row = tuple[Kind, str, str, str]
 
+# Stages within stages are the 48-channel autoencoder's.
+_FOREIGN_KEYS = {
+    "encoder.downsamples.{n}.downsamples.*": "Wan2.2 5B",
+    "encoder.down_blocks.{n}.resnets.*": "Wan2.2 5B",
+}
+
 # The sizes of the released model fix how many layers there are; only the width is read.
 _RELEASED = VAEConfig()
 
@@ -93,8 +99,12 @@ def _decoder_stages() -> Iterator[Row]:
 
 def table(layout: str) -> Table:
     """The rules for the layout "original" or "diffusers"."""
-    # VideoX-Fun puts the whole network below "model.".
-    return Table(rules(_rows(), tuple(PROBES).index(layout)), prefixes=("model.",))
+    return Table(
+        rules(_rows(), tuple(PROBES).index(layout)),
+        # VideoX-Fun puts the whole network below it.
+        prefixes=("model.",),
+        foreign=_FOREIGN_KEYS,
+    )
 
 
 def config(state: State, layout: str) -> VAEConfig:
