@@ -1,0 +1,160 @@
+"""Prompts to context: the text encoder comes, reads and goes, or was run before."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from . import checkpoint
+from .errors import InputError
+from .model_folder import load_component
+from .models.umt5 import UMT5Encoder
+from .models.variants import Variant
+from .tokenizer import Tokens, load_tokenizer, tokenize
+
+KIND = "prompts"
+
+
+class Embedded(NamedTuple):
+    """What the generator reads instead of prompts."""
+
+    context: Float[Array, "n l d"]
+    cuts: list[str]
+    """One line for every prompt that was too long; see `Tokens.cut`."""
+
+
+def embed_prompts(folder: str | Path, sizes: Variant, prompts: Sequence[str]) -> Embedded:
+    """Load the text encoder of the model in `folder`, run it on all prompts, and free it.
+
+    Each prompt becomes `sizes.dit.text_len` rows, zeros where there is no text, and the same
+    rows whatever its neighbours are.
+
+    Raises:
+        InputError: a missing, damaged or foreign encoder or tokenizer.
+    """
+    tokenizer = load_tokenizer(folder, sizes.umt5)
+    tokens = [tokenize(tokenizer, prompt, sizes.dit.text_len) for prompt in prompts]
+    umt5 = load_encoder(folder, sizes)
+    try:
+        context = jax.block_until_ready(_embed(sizes, umt5, *stacked(tokens)))
+    finally:
+        # 11 GB on the device would otherwise wait for the garbage collector.
+        for leaf in jax.tree.leaves(umt5):
+            leaf.delete()
+    return Embedded(context, [each.cut for each in tokens if each.cut])
+
+
+def load_encoder(folder: str | Path, sizes: Variant) -> PyTree:
+    """The parameters of a model's text encoder, on the device.
+
+    Matrices are in the variant's dtype, norms and position biases in float32.
+
+    Raises:
+        InputError: a missing, truncated or foreign checkpoint, or one of other shapes.
+    """
+    folder = Path(folder)
+    generator = folder / "generator.safetensors"
+    if not generator.exists():
+        return load_component(folder, "umt5", expected_shapes(sizes), partial(_cast, sizes.dtype))
+    params = checkpoint.load(generator)[0].get("umt5", {})
+    expected = checkpoint.shapes(expected_shapes(sizes))
+    if difference := checkpoint.shape_difference(checkpoint.shapes(params), expected):
+        raise InputError(f"{generator}: does not fit the model: {difference.splitlines()[0]}")
+    to_device = lambda path, leaf: _cast(sizes.dtype, path[-1].key, leaf)
+    return jax.tree.map_with_path(to_device, params)
+
+
+def expected_shapes(sizes: Variant) -> PyTree:
+    """The shapes of the encoder's parameters, without making any of them."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    encoder = UMT5Encoder(sizes.umt5)
+    return jax.eval_shape(encoder.init, jax.random.key(0), tokens, tokens)["params"]
+
+
+def stacked(tokens: Sequence[Tokens]) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
+    """Ids and masks of all prompts, one row each."""
+    return jnp.stack([t.ids for t in tokens]), jnp.stack([t.mask for t in tokens])
+
+
+def embed(
+    sizes: Variant, umt5: PyTree, ids: Int[Array, "n l"], mask: Bool[Array, "n l"]
+) -> Float[Array, "n l d"]:
+    """Context for the generator; zeros where there is no text."""
+    return UMT5Encoder(sizes.umt5, jnp.dtype(sizes.dtype)).apply({"params": umt5}, ids, mask)
+
+
+_embed = jax.jit(embed, static_argnums=0)
+
+
+def save_context(
+    path: str | Path,
+    context: Float[Array, "2 l d"],
+    prompts: Sequence[str],
+    name: str,
+    sizes: Variant,
+) -> None:
+    """Keep the embeddings of [negative prompt, prompt], made by the variant `name`, in a file.
+
+    An earlier file of embeddings is replaced.
+
+    Raises:
+        InputError: `path` does not end in .safetensors, is another file, or cannot be written.
+    """
+    check_replaceable(path)
+    record = {"kind": KIND, "variant": name, "prompts": list(prompts), "encoder": _encoder(sizes)}
+    checkpoint.save(path, {"context": context}, record)
+
+
+def load_context(path: str | Path, sizes: Variant) -> tuple[Float[Array, "2 l d"], tuple[str, str]]:
+    """The embeddings in a file of `save_context`, and the prompts: both negative first.
+
+    Every model with the same text encoder may use them: all Wan models have one.
+
+    Raises:
+        InputError: a missing or damaged file, one of something else, or of another encoder.
+    """
+    params, record = _read(Path(path))
+    if record["encoder"] != _encoder(sizes):
+        raise InputError(
+            f"{path}: was made with the text encoder of {record['variant']}, which is another; "
+            "make it again with `ic-jax embed`"
+        )
+    negative, prompt = record["prompts"]
+    return jnp.asarray(params["context"]), (negative, prompt)
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Raises InputError if `path` is no name for a file of embeddings, or somebody else's file."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: give a name that ends in .safetensors")
+    if path.exists():
+        _read(path)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `ic-jax embed` makes one")
+    foreign = InputError(f"{path}: is no file that `ic-jax embed` wrote, or is damaged")
+    try:
+        params, record = checkpoint.load(path)
+    except InputError as error:
+        raise foreign from error
+    if record.get("kind") != KIND:
+        raise foreign
+    return params, record
+
+
+def _encoder(sizes: Variant) -> dict[str, Any]:
+    return {**asdict(sizes.umt5), "text_len": sizes.dit.text_len}
+
+
+def _cast(dtype: str, key: str, leaf: np.ndarray) -> Array:
+    multiplied = key.rpartition("/")[2] in ("kernel", "embedding")
+    return jnp.asarray(leaf, dtype if multiplied else jnp.float32)
