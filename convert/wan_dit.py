@@ -1,5 +1,6 @@
 """Wan 2.1 and 2.2 transformers, VideoX-Fun's included, from Wan's own keys or diffusers'."""
 
+from collections.abc import Iterator
 from functools import partial
 from math import prod
 
@@ -10,7 +11,7 @@ from jaxtyping import PyTree
 from ic_jax.errors import InputError
 from ic_jax.models.wan_dit import IMAGE_TOKENS, DiTConfig, WanDiT
 
-from .keymap import State, Table, block_count, rules, source_shape, unsupported
+from .keymap import State, Table, block_count, canonical, rules, source_shape, unsupported
 from .transforms import LINEAR, MODULATION, NORM, SCALE, Kind, patches, same
 
 PROBES = {
@@ -94,6 +95,22 @@ def table(layout: str) -> Table:
         ignored=("blocks.{n}.attn2.norm_added_q.weight",),
         foreign=_FOREIGN_KEYS,
     )
+
+
+def layout_of(state: State) -> str:
+    """The layout of a transformer's keys; raises InputError for those of anything else."""
+    for layout, probe in PROBES.items():
+        if probe in canonical(state, table(layout)):
+            return layout
+    raise InputError(f"expected a Wan transformer; keys: {', '.join(sorted(state)[:3])}, ...")
+
+
+def module_names(state: State, layout: str) -> Iterator[dict[str, str]]:
+    """The name of each layer in every layout, for a transformer with the blocks of `state`."""
+    blocks = block_count(state, table(layout), "blocks/modulation")
+    for _, _, *names in _ROWS:
+        for n in range(blocks if "{n}" in names[0] else 1):
+            yield {other: name.replace("{n}", str(n)) for other, name in zip(PROBES, names)}
 
 
 def config(state: State, layout: str) -> DiTConfig:
