@@ -47,9 +47,9 @@ def encode_image(
     frame: Float[Array, "h w 3"],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "m d"]:
-    """Tokens of a frame in [-1, 1] of any size: `image_context` of the transformer.
+    """Float32 tokens of a frame in [-1, 1] of any size: `image_context` of the transformer.
 
-    Wan stands zeros of this shape for "no image".
+    `dtype` is that of the matrix products. Where there is no image, Wan puts zeros in their place.
     """
     pixels = preprocess(frame, config.image)
     return CLIPVision(config, dtype).apply({"params": params}, pixels[None])[0]
