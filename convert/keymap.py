@@ -7,7 +7,7 @@ filled exactly once, so a table or a checkpoint that is wrong anywhere fails as 
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -67,13 +67,15 @@ class Table:
     Rules whose target the model at hand lacks (an optional branch) do not apply. `prefixes` may
     precede any key. `aliases` gives second names of a tensor, which must hold the same bits.
     `ignored` lists keys, with `{n}` for any number and `*` for anything, that stand for nothing
-    in the network; `foreign` keys in the same notation give away a model that we do not have.
+    in the network, and so do blocks beyond the target's, up to `spare_blocks` of them; `foreign`
+    keys in the same notation give away a model that we do not have.
     """
 
     rules: tuple[Rule, ...]
     prefixes: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    spare_blocks: int = 0
     foreign: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -113,7 +115,8 @@ def leaves(state: State, table: Table, target: PyTree) -> Iterator[tuple[str, np
     _check_table(applicable, wanted)
     sources = {rule: _source_keys(rule, wanted[rule.target]) for rule in applicable}
     tensors, aliased = _named(state, table)
-    _check_keys(tensors, sources)
+    spare = _spare_keys(table, applicable, wanted)
+    _check_keys(tensors.keys() - spare, sources)
     _check_shapes(tensors, sources, wanted)
     _check_dtypes(tensors, sources)
     _check_aliases(aliased, tensors, table)
@@ -202,6 +205,15 @@ def _source_keys(rule: Rule, shape: Shape) -> list[str]:
     return [rule.source.name.replace("{n}", str(n)) for n in range(shape[0])]
 
 
+def _spare_keys(table: Table, applicable: Iterable[Rule], wanted: Mapping[str, Shape]) -> set[str]:
+    return {
+        rule.source.name.replace("{n}", str(wanted[rule.target][0] + n))
+        for rule in applicable
+        if rule.stacked
+        for n in range(table.spare_blocks)
+    }
+
+
 def _leaf(rule: Rule, tensors: list[Tensor], shape: Shape) -> np.ndarray:
     out = np.empty(shape, tensors[0].dtype)
     for n, tensor in enumerate(tensors):
@@ -239,10 +251,10 @@ def _check_table(applicable: list[Rule], wanted: Mapping[str, Shape]) -> None:
             raise ValueError(f"table does not use a source once: {name}, parts {parts}")
 
 
-def _check_keys(state: State, sources: Mapping[Rule, list[str]]) -> None:
+def _check_keys(found: Set[str], sources: Mapping[Rule, list[str]]) -> None:
     expected = dict.fromkeys(key for keys in sources.values() for key in keys)
-    missing = [f"- {key}" for key in expected if key not in state]
-    unknown = [f"+ {key}" for key in sorted(state.keys() - expected.keys())]
+    missing = [f"- {key}" for key in expected if key not in found]
+    unknown = [f"+ {key}" for key in sorted(found - expected.keys())]
     if missing or unknown:
         raise InputError("keys do not match the model:\n" + "\n".join(missing + unknown))
 

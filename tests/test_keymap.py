@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 
 import jax
 import ml_dtypes
@@ -137,6 +138,16 @@ def test_missing_and_unknown_keys_are_listed(state):
         "+ layer.1.query.bais",
         "+ layer.2.query.weight",
     ]
+
+
+def test_spare_blocks_are_left_out(state):
+    expected = convert_state(state, TABLE, TARGET)
+    state |= {"layer.2.query.weight": np.zeros((4, 3)), "layer.2.query.bias": np.zeros(4)}
+    params = convert_state(state, replace(TABLE, spare_blocks=1), TARGET)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    state["layer.3.query.bias"] = np.zeros(4)
+    with pytest.raises(InputError, match=r"model:\n\+ layer.3.query.bias$"):
+        convert_state(state, replace(TABLE, spare_blocks=1), TARGET)
 
 
 def test_a_branch_that_the_model_lacks_is_unknown(state):
