@@ -1,6 +1,7 @@
 """InverseCrafter in functional JAX: give a video a new camera, training nothing."""
 
 from .director import Take, direct, resolve
+from .edit import Edit, load_edit
 from .errors import InputError
 from .model import Model, load_model
 from .pipeline import Settings, recapture
@@ -9,12 +10,14 @@ from .video import Clip, read_video, write_video
 
 __all__ = [
     "Clip",
+    "Edit",
     "InputError",
     "Model",
     "Settings",
     "Shot",
     "Take",
     "direct",
+    "load_edit",
     "load_model",
     "load_shot",
     "read_video",

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from .director import Take
 from .errors import InputError
-from .report import comparison_frames, psnr_db, save_png, summary
+from .report import Labels, comparison_frames, psnr_db, save_png, summary
 from .video import Clip, read_video, write_video
 
 # A pixel counts as seen from here on.
@@ -31,16 +31,18 @@ def read_truth(path: Path, clip: Clip) -> UInt8[np.ndarray, "t h w 3"]:
 
 
 def measure(take: Take, truth: UInt8[np.ndarray, "t h w 3"] | None) -> dict[str, Any]:
-    """coverage: the mean visible share. visible_psnr_db: the decoded result against the warp,
-    where that saw something. psnr_db: against the truth, by region, where it is known; once as
-    decoded, and once as delivered if that differs."""
+    """coverage: the mean visible share. visible_psnr_db: the decoded result against what was
+    observed, where something was; once more as delivered if that differs. psnr_db: against the
+    truth, by region, where it is known; once as decoded, and once as delivered if that differs."""
     seen = take.visible >= VISIBLE
     facts: dict[str, Any] = {
         "coverage": round(float(take.visible.mean()), 4),
-        "visible_psnr_db": round(psnr_db(take.generated, take.warped, seen), 2),
+        "visible_psnr_db": round(psnr_db(take.generated, take.observed, seen), 2),
     }
+    if take.result is not take.generated:
+        facts["visible_psnr_db_as_delivered"] = round(psnr_db(take.result, take.observed, seen), 2)
     if truth is not None:
-        facts["psnr_db"] = _by_region(take.recaptured, truth, seen)
+        facts["psnr_db"] = _by_region(take.result, truth, seen)
         facts["psnr_db_as_decoded"] = _by_region(take.generated, truth, seen)
     return facts
 
@@ -59,19 +61,20 @@ def write_take(
     clip: Clip,
     take: Take,
     truth: UInt8[np.ndarray, "t h w 3"] | None,
+    labels: Labels,
     title: str,
     facts: Mapping[str, str],
 ) -> None:
     """The videos, with the clip's rate and audio, and the contact sheet."""
-    write_like(folder / "recaptured.mp4", take.recaptured, clip)
+    write_like(folder / f"{labels.result_file}.mp4", take.result, clip)
     write_like(folder / "generated.mp4", take.generated, clip)
-    write_like(folder / "warped.mp4", take.warped, clip)
+    write_like(folder / f"{labels.observed_file}.mp4", take.observed, clip)
     write_like(folder / "visible.mp4", as_grey(take.visible), clip)
-    sides = comparison_frames(clip.frames, take.warped, take.visible, take.recaptured)
+    sides = comparison_frames(clip.frames, take.observed, take.visible, take.result, labels)
     write_like(folder / "comparison.mp4", sides, clip)
     sheet = summary(
-        clip.frames, take.warped, take.visible, take.recaptured, truth,
-        title=title, facts=facts, fps=clip.fps,
+        clip.frames, take.observed, take.visible, take.result, truth,
+        labels=labels, title=title, facts=facts, fps=clip.fps,
     )  # fmt: skip
     save_png(folder / "summary.png", sheet)
 

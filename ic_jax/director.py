@@ -1,23 +1,25 @@
-"""Re-capture of a whole clip: the pipeline, window by window, on frames of any size."""
+"""A whole clip, moved or edited: the pipeline, window by window, on frames of any size."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from . import framing, pipeline
 from .composite import composite
 from .errors import InputError
+from .geometry.mask import MaskOperator
+from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
-from .model import Model, embed, tokenize
-from .pipeline import CONSISTENCIES, Scene, Settings
-from .shot import Shot, hold, take, to_working
+from .model import Model
+from .pipeline import CONSISTENCIES, SOLVERS, Scene, Settings
+from .sampling.schedule import Level
 from .video import to_float, to_uint8
 
 # Frames that a window takes over from the one before: two latents' worth.
@@ -26,21 +28,37 @@ OVERLAP = 5
 Progress = Callable[[str, int], None]
 
 _observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
-_proceed = jax.jit(pipeline.proceed, static_argnums=(0, 1), donate_argnums=5)
+_proceed = jax.jit(pipeline.proceed, static_argnums=(0, 1, 2), donate_argnums=6)
 _finish = jax.jit(pipeline.finish, static_argnums=0)
-_embed = jax.jit(embed, static_argnums=0)
 _apply = jax.jit(lambda operator, clip: operator.apply(clip))
 _composite = jax.jit(composite)
+
+
+@runtime_checkable
+class Footage(Protocol):
+    """What is directed: a `Shot` to be seen from elsewhere, or an `Edit` of a clip.
+
+    `take` gives the frames of a window, `to_working` fits them to the model's size, and `hold`
+    declares the first n frames finished. The operator says what of the result the frames show.
+    """
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+
+    def operator(self) -> WarpOperator | MaskOperator: ...
+    def to_working(self, fit: framing.Fit) -> "Footage": ...
+    def take(self, window: range) -> "Footage": ...
+    def hold(self, known: UInt8[np.ndarray, "n h w 3"]) -> "Footage": ...
 
 
 class Take(NamedTuple):
     """What came of it, at the source's size."""
 
-    recaptured: UInt8[np.ndarray, "t h w 3"]
-    """The result: `generated`, with `warped` over it where `Settings.composite` is on."""
+    result: UInt8[np.ndarray, "t h w 3"]
+    """`generated`, with `observed` over it where `Settings.composite` is on."""
     generated: UInt8[np.ndarray, "t h w 3"]
     """What the model decoded."""
-    warped: UInt8[np.ndarray, "t h w 3"]
+    observed: UInt8[np.ndarray, "t h w 3"]
+    """The clip as warped, or what an edit keeps of it."""
     visible: Float[np.ndarray, "t h w"]
     seconds: dict[str, float]
 
@@ -54,8 +72,10 @@ def resolve(settings: Settings, model: Model) -> Settings:
     _check(settings)
     sizes = model.variant
     recommended = {
+        "solver": sizes.solver,
         "steps": sizes.steps,
-        "guidance_scale": sizes.guidance_scale,
+        "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
+        "guidance_scale_low": pipeline.guidance_scale(sizes, settings, "dit_low"),
         "shift": sizes.shift,
         "response_scale": model.calibration.get("response_scale", 1.0),
         "composite": sizes.composite,
@@ -64,50 +84,46 @@ def resolve(settings: Settings, model: Model) -> Settings:
     return replace(settings, **unset)
 
 
-def plan(model: Model, shot: Shot) -> list[range]:
-    """The windows that a shot runs in."""
-    return framing.windows(len(shot.frames), model.variant.frames, OVERLAP)
+def plan(model: Model, footage: Footage) -> list[range]:
+    """The windows that a clip runs in."""
+    return framing.windows(len(footage.frames), model.variant.frames, OVERLAP)
 
 
 def direct(
     model: Model,
     settings: Settings,
-    shot: Shot,
+    footage: Footage,
+    context: Float[Array, "2 l d"],
     *,
-    prompt: str = "",
-    negative_prompt: str = "",
     seed: int = 0,
     progress: Progress = lambda stage, steps: None,
 ) -> Take:
-    """Re-capture a shot of any size and length.
+    """Re-capture a shot, or carry out an edit, of any size and length.
 
-    The frame is fitted into the model's by the rule of `framing`; a longer clip runs in
-    windows, each of which observes its predecessor's last frames as well. `progress` is
-    told the stage and how many steps of it are done.
+    `context` embeds [negative prompt, prompt] (`text.embed_prompts`). The frame is fitted into
+    the model's by the rule of `framing`; a longer clip runs in windows, each of which observes
+    its predecessor's last frames as well. `progress` is told the stage and how many steps of it
+    are done.
 
     Raises:
-        InputError: nothing of the source is visible from the new camera.
+        InputError: nothing of the source is visible in the result.
     """
     sizes, weights = model.variant, model.weights
     seconds: dict[str, float] = {}
     settings = resolve(settings, model)
-    fit = framing.fit(shot.frames.shape[1:3], (sizes.height, sizes.width))
-    small = to_working(shot, fit)
-
-    with timed(seconds, "text"):
-        tokens, mask = tokenize(sizes, [negative_prompt, prompt])
-        context = _embed(sizes, weights.umt5, tokens, mask)
+    fit = framing.fit(footage.frames.shape[1:3], (sizes.height, sizes.width))
+    small = footage.to_working(fit)
 
     with timed(seconds, "warp"):
-        warped, visible = warp(shot, sizes.frames)
+        observed, visible = observe(footage, sizes.frames)
     if not visible.any():
         raise InputError("the new camera sees nothing of the source; use a smaller move")
 
     results = []
-    for index, window in enumerate(plan(model, shot)):
-        part = filler = take(small, window)
+    for index, window in enumerate(plan(model, footage)):
+        part = filler = small.take(window)
         if index:
-            part = hold(part, results[-1][-OVERLAP:])
+            part = part.hold(results[-1][-OVERLAP:])
         key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
         progress("encode", 0)
         with timed(seconds, "encode"):
@@ -116,61 +132,75 @@ def direct(
             jax.block_until_ready(seen)
         with timed(seconds, "sample"):
             state, levels = pipeline.begin(sizes, settings, noise_key)
-            for i in range(len(levels.sigma)):
-                level = jax.tree.map(lambda leaf: leaf[i : i + 1], levels)
-                state = _proceed(sizes, settings, weights, context, seen, state, level)
+            for expert, level in _one_by_one(pipeline.experts(sizes, levels)):
+                state = _proceed(sizes, settings, expert, weights, context, seen, state, level)
                 jax.block_until_ready(state)
                 progress("sample", 1)
         progress("decode", 0)
         with timed(seconds, "decode"):
             results.append(to_uint8(np.asarray(_finish(sizes, weights, state))))
 
-    joined = framing.join(results, OVERLAP, len(shot.frames))
-    generated = recaptured = framing.from_working(joined, fit)
+    joined = framing.join(results, OVERLAP, len(footage.frames))
+    generated = result = framing.from_working(joined, fit)
     if settings.composite:
         with timed(seconds, "composite"):
-            recaptured = _composited(generated, warped, visible, sizes.frames)
-    return Take(recaptured, generated, warped, visible, seconds)
+            result = composited(generated, observed, visible, sizes.frames)
+    return Take(result, generated, observed, visible, seconds)
 
 
-def warp(shot: Shot, chunk: int) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
-    """The shot from its target cameras, and what of it is visible, `chunk` frames at a time."""
-    warped, visible = [], []
-    for window in framing.windows(len(shot.frames), chunk, 0):
-        part = take(shot, window)
+def _one_by_one(parts: list[tuple[str, Level]]) -> Iterator[tuple[str, Level]]:
+    """Single levels, so that the host hears of every step."""
+    for expert, levels in parts:
+        for i in range(len(levels.sigma)):
+            yield expert, jax.tree.map(lambda leaf: leaf[i : i + 1], levels)
+
+
+def observe(
+    footage: Footage, chunk: int
+) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
+    """What of the result the source shows, at its own size, `chunk` frames at a time."""
+    observed, visible = [], []
+    for window in framing.windows(len(footage.frames), chunk, 0):
+        part = footage.take(window)
         operator = part.operator()
-        warped.append(to_uint8(np.asarray(_apply(operator, _clip(part)))))
+        observed.append(to_uint8(np.asarray(_apply(operator, _clip(part)))))
         visible.append(np.asarray(operator.visible))
-    return tuple(framing.join(parts, 0, len(shot.frames)) for parts in (warped, visible))
+    return tuple(framing.join(parts, 0, len(footage.frames)) for parts in (observed, visible))
 
 
-def _composited(
+def composited(
     generated: UInt8[np.ndarray, "t h w 3"],
-    warped: UInt8[np.ndarray, "t h w 3"],
+    observed: UInt8[np.ndarray, "t h w 3"],
     visible: Float[np.ndarray, "t h w"],
     chunk: int,
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """`composite` of bytes, `chunk` frames at a time: every frame stands alone."""
     parts = []
     for window in framing.windows(len(generated), chunk, 0):
-        a, b, share = (framing.take(clip, window) for clip in (generated, warped, visible))
+        a, b, share = (framing.take(clip, window) for clip in (generated, observed, visible))
         parts.append(to_uint8(np.asarray(_composite(to_float(a), to_float(b), share))))
     return framing.join(parts, 0, len(generated))
 
 
-def _clip(shot: Shot) -> jax.Array:
-    return jnp.asarray(to_float(shot.frames))
+def _clip(footage: Footage) -> jax.Array:
+    return jnp.asarray(to_float(footage.frames))
 
 
 def _check(settings: Settings) -> None:
-    for name, known in (("mask", list(MASKS)), ("consistency", CONSISTENCIES)):
+    for name, known in (
+        ("latent_mask", MASKS),
+        ("consistency", CONSISTENCIES),
+        ("solver", SOLVERS),
+    ):
         value = getattr(settings, name)
-        if value not in known:
-            raise InputError(f"unknown --{name} {value!r}; one of {', '.join(known)}")
+        if value is not None and value not in known:
+            option = name.replace("_", "-")
+            raise InputError(f"unknown --{option} {value!r}; one of {', '.join(known)}")
     ranges = {
         "steps": (1, 1000),
         "shift": (1e-3, 1e3),
         "guidance_scale": (0, 100),
+        "guidance_scale_low": (0, 100),
         "gamma": (0, 1e6),
         "guided_from": (0, 1),
         "guided_to": (0, 1),

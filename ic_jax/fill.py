@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator, warp_operator
 
 
 def fill(
-    operator: WarpOperator,
+    operator: WarpOperator | MaskOperator,
     clip: Float[Array, "t h w c"],
     warped: Float[Array, "t h w c"],
     visible: Float[Array, "t h w"],
@@ -22,9 +23,11 @@ def fill(
     """The warped clip without holes: other frames' views of the same place, then push-pull.
 
     `clip` is the source that `operator` warps; `warped` and `visible` are the measurement,
-    which may hold more than the operator sees (frames kept from a window before).
+    which may hold more than the operator sees (frames kept from a window before). Where nothing
+    is known of the geometry, as in editing, only push-pull is left.
     """
-    warped, visible = from_other_frames(operator, clip, warped, visible)
+    if isinstance(operator, WarpOperator):
+        warped, visible = from_other_frames(operator, clip, warped, visible)
     return push_pull(warped, visible)
 
 

@@ -16,6 +16,9 @@ from PIL import Image
 
 from ic_jax.errors import InputError
 
+# A picture of another size is taken for the same view up to this difference in aspect.
+ASPECT_TOLERANCE = 0.02
+
 
 class Fit(NamedTuple):
     """Where a frame lies inside the working size; all sizes are (height, width) in pixels."""
@@ -54,6 +57,23 @@ def depth_to_working(depth: Float[np.ndarray, "t h w"], fit: Fit) -> Float[np.nd
         for s, c in zip(fit.source, fit.content, strict=True)
     )
     return _pad(depth[:, rows[:, None], columns], fit)
+
+
+def mask_to_working(keep: Bool[np.ndarray, "t h w"], fit: Fit) -> Bool[np.ndarray, "t H W"]:
+    """As `to_working`, but keeps a pixel only if all of it was kept, and none of the padding."""
+    return ~_pad(any_within(~keep, fit.content), fit) & inside(fit)
+
+
+def any_within(mask: Bool[np.ndarray, "t h w"], size: tuple[int, int]) -> Bool[np.ndarray, "t H W"]:
+    """A mask at another size: a pixel is set if anything within it was."""
+    size = size[::-1]
+    scale = lambda frame: np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
+    return np.stack([scale(frame) for frame in 255.0 * mask.astype(np.float32)]) > 0
+
+
+def same_aspect(found: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Whether two (height, width) may show the same picture, up to `ASPECT_TOLERANCE`."""
+    return abs(wanted[0] / found[0] * found[1] / wanted[1] - 1) <= ASPECT_TOLERANCE
 
 
 def intrinsics_to_working(

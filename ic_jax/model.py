@@ -6,24 +6,32 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import PyTree
 
 from .checkpoint import load, shape_difference, shapes
 from .errors import InputError
-from .models.umt5 import UMT5Encoder, byte_tokens
-from .models.variants import VARIANTS, Variant, variant
-from .models.wan_dit import WanDiT
+from .model_folder import load_component, read_manifest
+from .models.clip_vision import CLIPVision
+from .models.variants import Variant, variant
+from .models.wan_dit import IMAGE_TOKENS, WanDiT
 from .models.wan_vae import WanVAE
 
 BUNDLED = Path(str(files("ic_jax") / "nano"))
 
 
 class Weights(NamedTuple):
-    """Parameters of the three networks: a pytree, always an argument of what is jitted."""
+    """Parameters of the networks in the loop: a pytree, always an argument of what is jitted.
+
+    The text encoder is not among them: prompts become embeddings before (`text`).
+    """
 
     vae: PyTree
     dit: PyTree
-    umt5: PyTree
+    dit_low: PyTree | None = None
+    """The expert of low noise, in models of two."""
+    clip: PyTree | None = None
+    """The encoder of the first frame, in some image models."""
 
 
 class Model(NamedTuple):
@@ -37,62 +45,92 @@ class Model(NamedTuple):
 
 
 def load_model(path: str | Path = "nano") -> Model:
-    """The bundled model, or a folder with vae.safetensors and generator.safetensors.
+    """The bundled model, or a folder that `ic-jax convert` or `experiments.train_nano` wrote.
 
-    The second file holds the transformer and the text encoder. `experiments.train_nano` writes
-    both; `python -m convert` writes one network at a time, in a layout that is not read here.
-    Weights are float32 in memory, whatever they are on disk.
+    The transformer's matrices come in the variant's dtype, its norms and modulation as stored,
+    and the autoencoder in float32, whatever they are on disk.
 
     Raises:
-        InputError: a missing, truncated or foreign file, one of another model's shapes, or a
-            model that does not read bytes.
+        InputError: a missing, truncated or foreign folder, or one of another model's shapes.
     """
+    folder = find_model(path)
+    name, calibration = identify(folder)
+    sizes = variant(name)
+    parts = _of_two_files(folder, sizes) if _is_two_files(folder) else _of_parts(folder, sizes)
+    return Model(name, sizes, Weights(**parts), calibration)
+
+
+def find_model(path: str | Path) -> Path:
+    """The folder of a model; "nano" is the bundled one. Raises InputError if there is none."""
     folder = BUNDLED if str(path) == "nano" else Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder; leave --model out for the bundled one")
-    vae, manifest = load(folder / "vae.safetensors")
-    generator, _ = load(folder / "generator.safetensors")
-    name = manifest.get("variant", "nano")
-    sizes = variant(name)
-    if sizes.umt5.vocab != VARIANTS["nano"].umt5.vocab:
-        raise InputError(f"{folder}: {name} needs a tokenizer that is not here yet; use nano")
-    parts = {"vae": vae, **generator}
-    expected = expected_shapes(sizes)
-    _check(folder, parts, expected)
-    weights = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), parts)
-    return Model(name, sizes, Weights(**weights), manifest.get("calibration", {}))
+    return folder
+
+
+def identify(folder: Path) -> tuple[str, dict[str, float]]:
+    """The variant's name and the calibration, without reading any weights."""
+    if _is_two_files(folder):
+        _, manifest = load(folder / "vae.safetensors")
+    else:
+        manifest = read_manifest(folder)
+    return manifest.get("variant", "nano"), manifest.get("calibration", {})
 
 
 def expected_shapes(sizes: Variant) -> dict[str, PyTree]:
-    """The shapes of every parameter of a variant, without making any of them."""
+    """The shapes of every parameter of `Weights`, without making any of them."""
     key = jax.random.key(0)
-    t, h, w, _ = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
     frame = jnp.zeros((1, 5, sizes.vae.spatial_factor * 2, sizes.vae.spatial_factor * 2, 3))
-    noisy = jnp.zeros((1, t, h, w, sizes.dit.in_channels))
+    noisy = jnp.zeros((1, *sizes.dit.patch, sizes.dit.in_channels))
     context = jnp.zeros((1, sizes.dit.text_len, sizes.dit.text_dim))
-    tokens = jnp.zeros((1, sizes.dit.text_len), jnp.int32)
-    trees = {
-        "vae": jax.eval_shape(WanVAE(sizes.vae).init, key, frame),
-        "dit": jax.eval_shape(WanDiT(sizes.dit).init, key, noisy, jnp.zeros(1), context),
-        "umt5": jax.eval_shape(UMT5Encoder(sizes.umt5).init, key, tokens, tokens),
-    }
+    image = None if sizes.clip is None else jnp.zeros((1, IMAGE_TOKENS, sizes.clip.dim))
+    dit = jax.eval_shape(WanDiT(sizes.dit).init, key, noisy, jnp.zeros(1), context, image)
+    trees = {"vae": jax.eval_shape(WanVAE(sizes.vae).init, key, frame), "dit": dit}
+    if sizes.boundary is not None:
+        trees["dit_low"] = dit
+    if sizes.clip is not None:
+        pixels = jnp.zeros((1, sizes.clip.image, sizes.clip.image, 3))
+        trees["clip"] = jax.eval_shape(CLIPVision(sizes.clip).init, key, pixels)
     return {name: tree["params"] for name, tree in trees.items()}
 
 
-def _check(folder: Path, found: dict[str, PyTree], expected: dict[str, PyTree]) -> None:
-    difference = shape_difference(shapes(found), shapes(expected))
+def matrices_as(dtype: str):
+    """A cast of what is multiplied in `dtype`; norms, modulation and time stay as they are."""
+
+    def cast(name: str, leaf: np.ndarray) -> np.ndarray:
+        *modules, last = name.split("/")
+        in_float32 = modules and modules[0] in ("time_embedding", "head")
+        if in_float32 or last not in ("kernel", "embedding"):
+            return leaf
+        return leaf.astype(jnp.dtype(dtype))
+
+    return cast
+
+
+def _as_float32(name: str, leaf: np.ndarray) -> np.ndarray:
+    return leaf.astype(np.float32)
+
+
+def _is_two_files(folder: Path) -> bool:
+    return (folder / "vae.safetensors").exists()
+
+
+def _of_parts(folder: Path, sizes: Variant) -> dict[str, PyTree]:
+    casts = {"vae": _as_float32}
+    parts = {}
+    for name, target in expected_shapes(sizes).items():
+        cast = casts.get(name, matrices_as(sizes.dtype))
+        # One after the other onto the device: the host never holds two.
+        parts[name] = jax.tree.map(jnp.asarray, load_component(folder, name, target, cast))
+    return parts
+
+
+def _of_two_files(folder: Path, sizes: Variant) -> dict[str, PyTree]:
+    """The bundled model's layout: the autoencoder, and the transformer with its text encoder."""
+    vae, _ = load(folder / "vae.safetensors")
+    generator, _ = load(folder / "generator.safetensors")
+    parts = {"vae": vae, "dit": generator.get("dit", {})}
+    difference = shape_difference(shapes(parts), shapes(expected_shapes(sizes)))
     if difference:
         raise InputError(f"{folder}: weights do not fit the model: {difference.splitlines()[0]}")
-
-
-def tokenize(sizes: Variant, prompts: list[str]) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
-    """Token ids and their mask, one row per prompt. The small model reads bytes."""
-    ids, masks = zip(*(byte_tokens(p, sizes.dit.text_len) for p in prompts))
-    return jnp.asarray(ids), jnp.asarray(masks)
-
-
-def embed(
-    sizes: Variant, umt5: PyTree, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
-) -> Float[Array, "b l d"]:
-    """Context for the generator; zeros where there is no text."""
-    return UMT5Encoder(sizes.umt5).apply({"params": umt5}, tokens, mask)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parts)

@@ -4,6 +4,8 @@
                                        └─► latent_mask(warp, encode) ─► (a, v) ─┤
     text ─► context ─► denoiser ─► guided ─► consistent(y, a, v) ─► sample ─────┴─► decode
 
+Editing is the same story with another operator: the identity, where a mask keeps the source.
+
 All functions here are pure, work on one clip of the model's own size, and take the
 weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one of them.
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
@@ -15,27 +17,33 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from .conditioning import condition
 from .fill import fill
+from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .latent_mask import MASKS, LatentMask, Measurement
-from .model import Weights, embed
+from .model import Weights
 from .models import wan_vae
+from .models.clip_vision import encode_image
 from .models.variants import Variant
 from .models.wan_dit import WanDiT
 from .sampling.consistency import Consistency, dds, fusion, none, within
-from .sampling.denoiser import denoiser, guided
+from .sampling.denoiser import Velocity, denoiser, guided
 from .sampling.sampler import State, advance, split_correct_recombine, start
 from .sampling.schedule import Level, flow_schedule
 from .sampling.solvers import euler
 
+SOLVERS = {"euler": (flow_schedule, euler)}
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How a clip is re-captured; None means the model's own recommendation."""
+    """How a clip is sampled; None means the model's own recommendation."""
 
-    mask: str = "response"
+    latent_mask: str = "response"
     """Construction of the latent mask: nearest, mean, min, encoded or response."""
     consistency: str = "fusion"
     """How predictions agree with the measurement: fusion (variances), dds (one gamma) or none."""
@@ -45,33 +53,47 @@ class Settings:
     """Highest noise level at which the measurement acts, in [0, 1]."""
     guided_to: float = 0.0
     """Lowest noise level at which the measurement acts, in [0, 1]."""
+    solver: str | None = None
+    """How predictions make the next latent: euler, flow_euler, unipc or dpmpp_2m."""
     steps: int | None = None
     """Sampling steps."""
     guidance_scale: float | None = None
-    """Weight of the prompt against no prompt; 1 ignores the latter."""
+    """Weight of the prompt against the negative prompt; 1 ignores the latter."""
+    guidance_scale_low: float | None = None
+    """The same for the low-noise expert of a model of two."""
     shift: float | None = None
     """Shift of the noise levels: larger spends more steps on noise."""
     renoise: float = 0.0
-    """Share of the noise that is drawn anew at every step, in [0, 1]."""
+    """Share of the noise that is drawn anew at every step, in [0, 1]; for euler."""
     response_scale: float | None = None
     """Scale of the error variance of the response mask."""
+    conditioning: bool = True
+    """Tell an image model what was observed through its own inputs as well."""
     composite: bool | None = None
-    """Show the warped pixels themselves where they were seen, over the decoded ones."""
+    """Show the observed pixels themselves where they were seen, over the decoded ones."""
 
 
 class Scene(NamedTuple):
-    """What is re-captured: the clip, and the warp that takes it to the new camera."""
+    """What is sampled anew: the clip, and what of the result it shows."""
 
     clip: Float[Array, "*b t h w 3"]
-    operator: WarpOperator
+    operator: WarpOperator | MaskOperator
+
+
+class Conditioning(NamedTuple):
+    """The inputs of an image model: channels beside the noise, and CLIP's tokens."""
+
+    channels: Float[Array, "*b t h w k"]
+    tokens: Float[Array, "*b m e"] | None
 
 
 class Observation(NamedTuple):
-    """What is known of the new view."""
+    """What is known of the result."""
 
-    warped: Float[Array, "*b t h w 3"]
+    observed: Float[Array, "*b t h w 3"]
     measurement: Measurement
     mask: LatentMask
+    conditioning: Conditioning | None
 
 
 def recapture(
@@ -79,20 +101,20 @@ def recapture(
     settings: Settings,
     weights: Weights,
     scene: Scene,
-    tokens: Int[Array, "2 l"],
-    token_mask: Bool[Array, "2 l"],
+    context: Float[Array, "2 l d"],
     key: PRNGKeyArray,
 ) -> Float[Array, "t h w 3"]:
-    """The clip from the new camera, in [-1, 1], as decoded. `tokens` are [negative prompt, prompt].
+    """The clip from the new camera, or edited, in [-1, 1], as decoded.
 
-    `director.resolve` puts the model's calibrated `response_scale` into `settings`; left at None
-    it is 1 here. `settings.composite` is for `director.direct`, which has the clip's own size.
+    `context` embeds [negative prompt, prompt] (see `text`). `director.resolve` puts the model's
+    calibrated `response_scale` into `settings`; left at None it is 1 here. `settings.composite`
+    is for `director.direct`, which has the clip's own size.
     """
     mask_key, noise_key = jax.random.split(key)
-    context = embed(sizes, weights.umt5, tokens, token_mask)
     observation = observe(sizes, settings, weights, scene, scene, mask_key)
     state, levels = begin(sizes, settings, noise_key)
-    state = proceed(sizes, settings, weights, context, observation, state, levels)
+    for expert, part in experts(sizes, levels):
+        state = proceed(sizes, settings, expert, weights, context, observation, state, part)
     return finish(sizes, weights, state)
 
 
@@ -104,55 +126,108 @@ def observe(
     filler: Scene,
     key: PRNGKeyArray,
 ) -> Observation:
-    """Warp, fill the holes, encode once, and ask how far each latent can be trusted.
+    """Apply the operator, fill the holes, encode once, and ask how far to trust each latent.
 
     `filler` is the scene whose other frames fill the holes: `scene` itself, unless some
     of its frames stand for something else (see `framing.windows`).
     """
     encode = lambda clip: wan_vae.encode(sizes.vae, weights.vae, clip[None], chunk=sizes.chunk)[0]
-    warped, visible = scene.operator.apply(scene.clip), scene.operator.visible
-    filled = fill(filler.operator, filler.clip, warped, visible)
+    observed, visible = scene.operator.apply(scene.clip), scene.operator.visible
+    filled = fill(filler.operator, filler.clip, observed, visible)
     measurement = Measurement(filled, encode(filled))
-    construct = MASKS[settings.mask]
-    if settings.mask == "response":
+    construct = MASKS[settings.latent_mask]
+    if settings.latent_mask == "response":
         scale = 1.0 if settings.response_scale is None else settings.response_scale
         construct = partial(construct, scale=scale)
-    return Observation(warped, measurement, construct(scene.operator, encode, measurement, key))
+    mask = construct(scene.operator, encode, measurement, key)
+    known = (visible >= 0.5) & settings.conditioning
+    return Observation(
+        observed, measurement, mask, _conditioning(sizes, weights, filled, known, encode)
+    )
+
+
+def _conditioning(
+    sizes: Variant, weights: Weights, filled: Array, known: Array, encode: Callable
+) -> Conditioning | None:
+    """Native inputs, as the model was trained: any mask, or the first frame alone."""
+    if sizes.conditioning is None:
+        return None
+    if sizes.conditioning == "first_frame":
+        known = known.any() & (jnp.arange(len(known)) == 0)[:, None, None] & jnp.ones_like(known)
+    tokens = None
+    if sizes.clip is not None:
+        tokens = encode_image(sizes.clip, weights.clip, filled[0])
+        tokens = jnp.where(known.any(), tokens, 0.0)
+    return Conditioning(condition(filled, known, encode), tokens)
 
 
 def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State, Level]:
     """Pure noise, and the levels that lead from it to a clean latent."""
-    steps = settings.steps or sizes.steps
     shift = sizes.shift if settings.shift is None else settings.shift
     shape = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
-    return start(key, shape, euler(settings.renoise)), flow_schedule(steps, shift)
+    schedule, solver = SOLVERS[settings.solver or sizes.solver]
+    return start(key, shape, solver(settings.renoise)), schedule(
+        settings.steps or sizes.steps, shift
+    )
+
+
+def experts(sizes: Variant, levels: Level) -> list[tuple[str, Level]]:
+    """The generators' names among the weights, each with its share of the levels, in order."""
+    if sizes.boundary is None:
+        return [("dit", levels)]
+    count = int((levels.timestep >= 1000 * sizes.boundary).sum())
+    high, low = (jax.tree.map(lambda l: l[s], levels) for s in (slice(count), slice(count, None)))
+    return [(name, part) for name, part in (("dit", high), ("dit_low", low)) if len(part.sigma)]
 
 
 def proceed(
     sizes: Variant,
     settings: Settings,
+    expert: str,
     weights: Weights,
     context: Float[Array, "2 l d"],
     observation: Observation,
     state: State,
     levels: Level,
 ) -> State:
-    """Sample through `levels`: all of them, or the next few."""
-
-    def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
-        # As many conditions as clips: both prompts, or the last one alone.
-        given = context[-len(x) :]
-        return WanDiT(sizes.dit).apply({"params": weights.dit}, x, timestep, given)
-
-    scale = sizes.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    """Sample through `levels`, which are all one expert's: all of them, or the next few."""
+    _, solver = SOLVERS[settings.solver or sizes.solver]
+    velocity = _velocity(sizes, getattr(weights, expert), context, observation.conditioning)
+    scale = guidance_scale(sizes, settings, expert)
     step = split_correct_recombine(
         denoiser(velocity) if scale == 1 else guided(velocity, scale),
         consistency(settings),
-        euler(settings.renoise),
+        solver(settings.renoise),
         observation.measurement.latent,
         observation.mask,
     )
     return advance(step, state, levels)
+
+
+def guidance_scale(sizes: Variant, settings: Settings, expert: str) -> float:
+    """The expert's own weight of the prompt, unless `settings` has one."""
+    if expert == "dit_low" and settings.guidance_scale_low is not None:
+        return settings.guidance_scale_low
+    if settings.guidance_scale is not None:
+        return settings.guidance_scale
+    return sizes.guidance_scale_low if expert == "dit_low" else sizes.guidance_scale
+
+
+def _velocity(
+    sizes: Variant, dit, context: Float[Array, "2 l d"], conditioning: Conditioning | None
+) -> Velocity:
+    """The transformer with its conditions: as many as clips, both prompts or the last alone."""
+    network = WanDiT(sizes.dit, dtype=jnp.dtype(sizes.dtype))
+
+    def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
+        times = lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape))
+        tokens = None
+        if conditioning is not None:
+            x = jnp.concatenate([x, times(conditioning.channels)], axis=-1)
+            tokens = jax.tree.map(times, conditioning.tokens)
+        return network.apply({"params": dit}, x, timestep, context[-len(x) :], tokens)
+
+    return velocity
 
 
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:

@@ -32,21 +32,42 @@ class Row(NamedTuple):
     visible: Float[np.ndarray, "t h w"] | None = None  # hatched where it is 0
 
 
+class Labels(NamedTuple):
+    """What the pictures are called; the same words name the files."""
+
+    observed: str
+    observed_note: str
+    result: str
+
+    @property
+    def observed_file(self) -> str:
+        return self.observed.lower()
+
+    @property
+    def result_file(self) -> str:
+        return self.result.replace("-", "").lower()
+
+
+RECAPTURE = Labels("Warped", "moved by its depth;\nholes are hatched", "Re-captured")
+INPAINT = Labels("Kept", "what the mask leaves;\nthe rest is hatched", "Inpainted")
+
+
 def summary(
     source: UInt8[np.ndarray, "t h w 3"],
-    warped: UInt8[np.ndarray, "t h w 3"],
+    observed: UInt8[np.ndarray, "t h w 3"],
     visible: Float[np.ndarray, "t h w"],
-    recaptured: UInt8[np.ndarray, "t h w 3"],
+    result: UInt8[np.ndarray, "t h w 3"],
     truth: UInt8[np.ndarray, "t h w 3"] | None = None,
     *,
+    labels: Labels = RECAPTURE,
     title: str,
     facts: Mapping[str, str],
     fps: Fraction,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A contact sheet: what went in, what the camera move leaves, and what came out, over time.
+    """A contact sheet: what went in, what is left of it, and what came out, over time.
 
     Args:
-      visible: share of each pixel that the warp covers, in [0, 1].
+      visible: share of each pixel that was observed, in [0, 1].
       truth: the true new view, where it is known.
       title: one line, in Latin letters: Pillow's own font has no others.
       facts: names and values printed under the title, about six: model, camera, coverage...
@@ -55,9 +76,9 @@ def summary(
     mask = np.stack([_shaded(frame) for frame in visible])
     rows = [
         Row("Source", "the clip as filmed", source),
-        Row("Warped", "moved by its depth;\nholes are hatched", warped, visible),
+        Row(labels.observed, labels.observed_note, observed, visible),
         Row("Visible", "white: observed\ndark: to be generated", mask),
-        Row("Re-captured", "the result", recaptured),
+        Row(labels.result, "the result", result),
     ]
     if truth is not None:
         rows.append(Row("Truth", "the true new view", truth))
@@ -67,11 +88,12 @@ def summary(
 
 def comparison_frames(
     source: UInt8[np.ndarray, "t h w 3"],
-    warped: UInt8[np.ndarray, "t h w 3"],
+    observed: UInt8[np.ndarray, "t h w 3"],
     visible: Float[np.ndarray, "t h w"],
-    recaptured: UInt8[np.ndarray, "t h w 3"],
+    result: UInt8[np.ndarray, "t h w 3"],
+    labels: Labels = RECAPTURE,
 ) -> UInt8[np.ndarray, "t height width 3"]:
-    """Source, warped (holes hatched) and re-captured side by side under thin labels.
+    """Source, what was observed (holes hatched) and the result side by side under thin labels.
 
     Small clips are enlarged by a whole factor to about 240 lines, large ones reduced to 480. Both
     sides are even, for H.264.
@@ -82,10 +104,10 @@ def comparison_frames(
     bar, total = 30, 3 * width + 2 * GAP
     page = Image.new("RGB", (total + total % 2, bar + height + height % 2), PAPER)
     draw = ImageDraw.Draw(page)
-    for number, label in enumerate(("Source", "Warped", "Re-captured")):
+    for number, label in enumerate(("Source", labels.observed, labels.result)):
         draw.text((number * (width + GAP) + 4, bar // 2), label, INK, _font(SMALL), anchor="lm")
     clip = np.repeat(np.asarray(page)[None], len(source), axis=0)
-    panels = (Row("", "", source), Row("", "", warped, visible), Row("", "", recaptured))
+    panels = (Row("", "", source), Row("", "", observed, visible), Row("", "", result))
     for number, panel in enumerate(panels):
         left = number * (width + GAP)
         for time in range(len(source)):

@@ -16,9 +16,6 @@ from .geometry.trajectory import load_trajectory, trajectory
 from .geometry.warp import WarpOperator, warp_operator
 from .video import Clip
 
-# A depth map of another size is taken for the same picture up to this difference in aspect.
-ASPECT_TOLERANCE = 0.02
-
 _warp_operator = jax.jit(warp_operator)
 
 
@@ -38,6 +35,47 @@ class Shot(NamedTuple):
         """The warp from the source cameras to the target cameras."""
         depth, source, target, keep = jax.tree.map(jnp.asarray, self[1:])
         return _warp_operator(depth, source, target, keep=keep)
+
+    def to_working(self, fit: framing.Fit) -> "Shot":
+        """The shot as a model of fixed size sees it; its padding is no part of the scene."""
+        cameras = (
+            camera._replace(
+                intrinsics=jnp.asarray(
+                    framing.intrinsics_to_working(np.asarray(camera.intrinsics), fit)
+                )
+            )
+            for camera in (self.source, self.target)
+        )
+        keep = np.broadcast_to(framing.inside(fit), (len(self.frames), *fit.working))
+        return Shot(
+            framing.to_working(self.frames, fit),
+            framing.depth_to_working(self.depth, fit),
+            *cameras,
+            keep=keep,
+        )
+
+    def take(self, window: range) -> "Shot":
+        """The frames of one window; past the end the last frame repeats."""
+        return jax.tree.map(lambda leaf: framing.take(np.asarray(leaf), window), self)
+
+    def hold(self, known: UInt8[np.ndarray, "n h w 3"]) -> "Shot":
+        """The shot, whose first n frames are known in the new view already.
+
+        They become frames that the target camera took itself: the warp leaves them as they
+        are and counts them as observed, by the same operator as everything else. That camera
+        stands at the origin in them, for far from it float32 has no digits left for depth 1.
+        """
+        n = len(known)
+        replaced = lambda old, new: np.concatenate([np.asarray(new), np.asarray(old)[n:]])
+        origin = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4))
+        lens = self.target.intrinsics[:n]
+        return Shot(
+            replaced(self.frames, known),
+            replaced(self.depth, np.ones((n, *self.depth.shape[1:]), np.float32)),
+            Camera(replaced(self.source.c2w, origin), replaced(self.source.intrinsics, lens)),
+            self.target._replace(c2w=replaced(self.target.c2w, origin)),
+            replaced(self.keep, np.ones((n, *self.keep.shape[1:]), bool)),
+        )
 
 
 def load_shot(
@@ -69,52 +107,6 @@ def load_shot(
     return Shot(clip.frames, np.asarray(depth.depth), depth.camera, target, keep)
 
 
-def to_working(shot: Shot, fit: framing.Fit) -> Shot:
-    """The shot as a model of fixed size sees it; its padding is no part of the scene."""
-    cameras = (
-        camera._replace(
-            intrinsics=jnp.asarray(
-                framing.intrinsics_to_working(np.asarray(camera.intrinsics), fit)
-            )
-        )
-        for camera in (shot.source, shot.target)
-    )
-    keep = np.broadcast_to(framing.inside(fit), (len(shot.frames), *fit.working))
-    return Shot(
-        framing.to_working(shot.frames, fit),
-        framing.depth_to_working(shot.depth, fit),
-        *cameras,
-        keep=keep,
-    )
-
-
-def take(shot: Shot, window: range) -> Shot:
-    """The shot's frames in one window; past its end the last frame repeats."""
-    take_leaf = lambda leaf: framing.take(np.asarray(leaf), window)
-    cameras = (Camera(*map(take_leaf, camera)) for camera in (shot.source, shot.target))
-    return Shot(take_leaf(shot.frames), take_leaf(shot.depth), *cameras, keep=take_leaf(shot.keep))
-
-
-def hold(shot: Shot, known: UInt8[np.ndarray, "n h w 3"]) -> Shot:
-    """The shot, whose first n frames are known in the new view already.
-
-    They become frames that the target camera took itself: the warp leaves them as they
-    are and counts them as observed, by the same operator as everything else. That camera
-    stands at the origin in them, for far from it float32 has no digits left for depth 1.
-    """
-    n = len(known)
-    replaced = lambda old, new: np.concatenate([np.asarray(new), np.asarray(old)[n:]])
-    origin = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4))
-    lens = shot.target.intrinsics[:n]
-    return Shot(
-        replaced(shot.frames, known),
-        replaced(shot.depth, np.ones((n, *shot.depth.shape[1:]), np.float32)),
-        Camera(replaced(shot.source.c2w, origin), replaced(shot.source.intrinsics, lens)),
-        shot.target._replace(c2w=replaced(shot.target.c2w, origin)),
-        replaced(shot.keep, np.ones((n, *shot.keep.shape[1:]), bool)),
-    )
-
-
 def _fitted(depth: DepthClip, clip: Clip, path: str | Path) -> DepthClip:
     """Depth at the clip's own size."""
     frames, height, width, _ = clip.frames.shape
@@ -124,7 +116,7 @@ def _fitted(depth: DepthClip, clip: Clip, path: str | Path) -> DepthClip:
         )
     found = depth.depth.shape[1:]
     scale_y, scale_x = height / found[0], width / found[1]
-    if abs(scale_y / scale_x - 1) > ASPECT_TOLERANCE:
+    if not framing.same_aspect(tuple(found), (height, width)):
         raise InputError(
             f"{path}: depth is {found[1]}x{found[0]} and {clip.path} is {width}x{height};"
             " give depth of the clip's aspect"

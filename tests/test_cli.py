@@ -181,7 +181,7 @@ PATH = ["--camera", "path.json"]
         (None, ["--camera", "path.json"], "path.json: cannot read"),
         (None, ["--camera", "arc_lef"], "did you mean arc_left?"),
         (poses(np.diag([-1.0, 1.0, -1.0, 1.0])), PATH, "the new camera sees nothing"),
-        (None, ["--mask", "magic"], "unknown --mask 'magic'; one of nearest"),
+        (None, ["--latent-mask", "magic"], "unknown --latent-mask 'magic'; one of nearest"),
         (None, ["--steps", "0"], "--steps is 0"),
         (None, ["--gamma", "inf"], "--gamma is inf"),
         (None, ["--guided-from", "0.2", "--guided-to", "0.5"], "--guided-from is below"),

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import TINY, tiny_weights
+from tiny_model import TINY, tiny_context, tiny_weights
 
 from ic_jax import pipeline
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
-from ic_jax.model import tokenize
 from ic_jax.parallel import over_clips, replicate
 
 CLIPS = 11
@@ -32,8 +31,8 @@ def clips():
     rng = np.random.default_rng(0)
     noise = rng.uniform(-1, 1, (CLIPS, FRAMES, HEIGHT, WIDTH, 3)).astype(np.float32)
     scenes = jax.jit(jax.vmap(scene))(jnp.linspace(0.2, 0.8, CLIPS), noise)
-    tokens = [np.stack([leaf] * CLIPS) for leaf in tokenize(TINY, ["", "a red"])]
-    return scenes, *tokens, jax.random.split(jax.random.key(0), CLIPS)
+    contexts = jnp.stack([tiny_context(n) for n in range(CLIPS)])
+    return scenes, contexts, jax.random.split(jax.random.key(0), CLIPS)
 
 
 def recapture(weights, *clip):

@@ -7,18 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import TINY, tiny_weights
+from tiny_model import TINY, tiny_context, tiny_weights
 
 from ic_jax import pipeline
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
-from ic_jax.model import embed, tokenize
 from ic_jax.models import wan_vae
 from ic_jax.pipeline import Scene, Settings
 
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
 KEY = jax.random.key(0)
-TOKENS = tokenize(TINY, ["", "a red"])
+CONTEXT = tiny_context()
 
 
 @pytest.fixture(scope="module")
@@ -48,48 +47,45 @@ run = jax.jit(pipeline.recapture, static_argnums=(0, 1))
 
 
 def test_same_seed_same_frames_and_another_seed_others(weights, moved):
-    first = run(TINY, Settings(), weights, moved, *TOKENS, KEY)
+    first = run(TINY, Settings(), weights, moved, CONTEXT, KEY)
     assert first.shape == (FRAMES, HEIGHT, WIDTH, 3) and first.dtype == jnp.float32
     assert np.isfinite(first).all() and np.abs(first).max() <= 1
-    np.testing.assert_array_equal(first, run(TINY, Settings(), weights, moved, *TOKENS, KEY))
-    other = run(TINY, Settings(), weights, moved, *TOKENS, jax.random.key(1))
+    np.testing.assert_array_equal(first, run(TINY, Settings(), weights, moved, CONTEXT, KEY))
+    other = run(TINY, Settings(), weights, moved, CONTEXT, jax.random.key(1))
     assert np.abs(first - other).max() > 1e-3
 
 
 def test_the_measurement_matters(weights, moved):
-    fused = run(TINY, Settings(), weights, moved, *TOKENS, KEY)
-    free = run(TINY, Settings(consistency="none"), weights, moved, *TOKENS, KEY)
+    fused = run(TINY, Settings(), weights, moved, CONTEXT, KEY)
+    free = run(TINY, Settings(consistency="none"), weights, moved, CONTEXT, KEY)
     assert np.abs(fused - free).max() > 1e-2
 
 
 def test_the_prompt_matters(weights, moved):
-    red = run(TINY, Settings(consistency="none"), weights, moved, *TOKENS, KEY)
-    blue = run(
-        TINY, Settings(consistency="none"), weights, moved, *tokenize(TINY, ["", "blue"]), KEY
-    )
+    red = run(TINY, Settings(consistency="none"), weights, moved, CONTEXT, KEY)
+    blue = run(TINY, Settings(consistency="none"), weights, moved, tiny_context(1), KEY)
     assert np.abs(red - blue).max() > 1e-3
 
 
 def test_a_camera_that_stays_gives_the_round_trip_of_the_autoencoder(weights):
     still = scene(0)
     np.testing.assert_array_equal(still.operator.visible, 1.0)
-    out = run(TINY, Settings(), weights, still, *TOKENS, KEY)
+    out = run(TINY, Settings(), weights, still, CONTEXT, KEY)
     latent = wan_vae.encode(TINY.vae, weights.vae, still.clip[None])
     np.testing.assert_allclose(out, wan_vae.decode(TINY.vae, weights.vae, latent)[0], atol=1e-4)
 
 
 def test_segments_of_a_run_make_the_whole_bit_for_bit(weights, moved):
     settings = Settings(renoise=0.3, steps=4)
-    context = embed(TINY, weights.umt5, *TOKENS)
     observation = jax.jit(pipeline.observe, static_argnums=(0, 1))(
         TINY, settings, weights, moved, moved, KEY
     )
     state, levels = pipeline.begin(TINY, settings, KEY)
-    go = jax.jit(partial(pipeline.proceed, TINY, settings))
-    whole = go(weights, context, observation, state, levels)
+    go = jax.jit(partial(pipeline.proceed, TINY, settings, "dit"))
+    whole = go(weights, CONTEXT, observation, state, levels)
     for first in (0, 2):
         part = jax.tree.map(lambda leaf: leaf[first : first + 2], levels)
-        state = go(weights, context, observation, state, part)
+        state = go(weights, CONTEXT, observation, state, part)
     np.testing.assert_array_equal(whole.x, state.x)
 
 

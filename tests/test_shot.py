@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ic_jax.geometry.camera import camera
-from ic_jax.shot import Shot, hold
+from ic_jax.shot import Shot
 
 
 def test_held_frames_pass_the_warp_untouched_and_count_as_seen():
@@ -21,7 +21,7 @@ def test_held_frames_pass_the_warp_untouched_and_count_as_seen():
     depth, keep = np.full((4, 12, 16), 8.0, np.float32), np.ones((4, 12, 16), bool)
     keep[:, :, :3] = False  # padding, which held frames show as well
     shot = jax.tree.map(np.asarray, Shot(frames, depth, source, target, keep))
-    held = hold(shot, known)
+    held = shot.hold(known)
     operator = held.operator()
     np.testing.assert_array_equal(operator.visible[:2], 1.0)
     shown = operator.apply(jnp.asarray(held.frames, jnp.float32))

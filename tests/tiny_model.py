@@ -40,6 +40,8 @@ TINY = Variant(
     steps=3,
     guidance_scale=2.0,
     shift=3.0,
+    solver="euler",
+    dtype="float32",
 )
 
 
@@ -56,5 +58,11 @@ def random_like(shapes, seed=0):
     return jax.tree.map(jnp.asarray, jax.tree.map_with_path(draw, shapes))
 
 
-def tiny_weights():
-    return Weights(**random_like(expected_shapes(TINY)))
+def tiny_weights(sizes=TINY):
+    return Weights(**random_like(expected_shapes(sizes)))
+
+
+def tiny_context(seed=0, sizes=TINY):
+    """What a text encoder might say of two prompts."""
+    shape = (2, sizes.dit.text_len, sizes.dit.text_dim)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)

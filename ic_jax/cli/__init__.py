@@ -6,6 +6,7 @@ import sys
 import tyro
 
 from ..errors import InputError
+from .inpaint import Inpaint
 from .recapture import Recapture
 from .warp import Warp
 
@@ -14,7 +15,7 @@ def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
     # So that a run that is told to stop cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    commands = {"recapture": Recapture, "warp": Warp}
+    commands = {"recapture": Recapture, "inpaint": Inpaint, "warp": Warp}
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
     )

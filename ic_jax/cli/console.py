@@ -1,5 +1,6 @@
 """What the terminal shows: a progress bar, and one line about the result."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..director import Progress
+
+
+def note(line: str) -> None:
+    """Something that the user should know, and that stops nothing."""
+    print(f"ic-jax: {line}", file=sys.stderr)
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -25,8 +31,8 @@ def progress_bar(steps: int) -> Iterator[Progress]:
         bar.leave = True  # a run that failed shows its one line of error and no bar
 
 
-def report(out: Path, facts: dict) -> None:
-    described = [f"{facts['coverage']:.0%} of the new view was seen"]
+def report(out: Path, facts: dict, what: str = "the new view was seen") -> None:
+    described = [f"{facts['coverage']:.0%} of {what}"]
     if "visible_psnr_db" in facts:
         described.append(f"kept at {facts['visible_psnr_db']} dB")
     # An empty region, such as the holes of a view without any, has no PSNR.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import delivery
-from ..director import timed, warp
+from ..director import observe, timed
 from ..errors import InputError
 from ..output import output_folder, write_result
 from .console import report, rounded
@@ -28,7 +28,7 @@ class Warp:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
             with timed(seconds, "warp"):
-                warped, visible = warp(shot, min(len(shot.frames), FRAMES_AT_ONCE))
+                warped, visible = observe(shot, min(len(shot.frames), FRAMES_AT_ONCE))
             if not visible.any():
                 raise InputError("the new camera sees nothing of the clip; use a smaller move")
             facts = {"coverage": round(float(visible.mean()), 4)}

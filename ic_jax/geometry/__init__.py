@@ -11,6 +11,7 @@ from ic_jax.geometry.depth import load_depth as load_depth
 from ic_jax.geometry.depth import resize_depth as resize_depth
 from ic_jax.geometry.depth import save_depth as save_depth
 from ic_jax.geometry.depth import scene_radius as scene_radius
+from ic_jax.geometry.mask import MaskOperator as MaskOperator
 from ic_jax.geometry.trajectory import TRAJECTORIES as TRAJECTORIES
 from ic_jax.geometry.trajectory import load_trajectory as load_trajectory
 from ic_jax.geometry.trajectory import trajectory as trajectory

@@ -1,0 +1,118 @@
+"""A clip and a mask of what is to be made anew: files in, arrays out.
+
+What lies under the mask is forgotten before anything else is done with the frames, for scaling
+and encoding would both carry it outside: no filter's support and no receptive field has to be
+reckoned with, and the result is the same to the bit whatever was there.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from . import framing
+from .errors import InputError
+from .fill import push_pull
+from .geometry.mask import MaskOperator
+from .video import IMAGE_SUFFIXES, Clip, read_video, to_float, to_uint8
+
+# Frames are smoothed over in runs of this length: it bounds the memory and changes nothing else.
+FRAMES_AT_ONCE = 8
+
+# Grey values above it are white: a compressed mask is not exactly black or white.
+THRESHOLD = 127
+
+_push_pull = jax.jit(push_pull)
+
+
+class Edit(NamedTuple):
+    """Frames, and which of their pixels are kept; the others hold a smooth continuation."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    keep: Bool[np.ndarray, "t h w"]
+
+    def operator(self) -> MaskOperator:
+        """The identity, where it is kept."""
+        return MaskOperator(jnp.asarray(self.keep, jnp.float32))
+
+    def to_working(self, fit: framing.Fit) -> "Edit":
+        """The edit as a model of fixed size sees it; the padding is to be generated too."""
+        return Edit(framing.to_working(self.frames, fit), framing.mask_to_working(self.keep, fit))
+
+    def take(self, window: range) -> "Edit":
+        """The frames of one window; past the end the last frame repeats."""
+        return Edit(*(framing.take(leaf, window) for leaf in self))
+
+    def hold(self, known: UInt8[np.ndarray, "n h w 3"]) -> "Edit":
+        """The edit, whose first n frames are finished already."""
+        n = len(known)
+        return Edit(
+            np.concatenate([known, self.frames[n:]]),
+            np.concatenate([np.ones_like(self.keep[:n]), self.keep[n:]]),
+        )
+
+
+def load_edit(clip: Clip, mask_path: str | Path) -> Edit:
+    """A clip and its mask: a video, a folder of frames, or one image for all frames.
+
+    White is to be regenerated. A mask of another size but the clip's aspect is scaled to it.
+
+    Raises:
+        InputError: a mask that cannot be read, does not fit the clip, or is all black or all white.
+    """
+    regenerate = _fitted(_read_white(Path(mask_path)), clip, mask_path)
+    if not regenerate.any():
+        raise InputError(f"{mask_path}: no white pixel, so there is nothing to regenerate")
+    if regenerate.all():
+        raise InputError(
+            f"{mask_path}: white everywhere, so nothing of the clip would be kept; "
+            "paint black what is to stay"
+        )
+    return forget(clip.frames, ~regenerate)
+
+
+def forget(frames: UInt8[np.ndarray, "t h w 3"], keep: Bool[np.ndarray, "t h w"]) -> Edit:
+    """An edit that knows nothing of the pixels that are not kept."""
+    smooth = []
+    for window in framing.windows(len(frames), FRAMES_AT_ONCE, 0):
+        part, weight = (framing.take(leaf, window) for leaf in (frames, keep))
+        clip = to_float(part) * weight[..., None]
+        smooth.append(to_uint8(np.asarray(_push_pull(clip, jnp.asarray(weight, jnp.float32)))))
+    joined = framing.join(smooth, 0, len(frames))
+    return Edit(np.where(keep[..., None], frames, joined), keep)
+
+
+def _read_white(path: Path) -> Bool[np.ndarray, "t h w"]:
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
+        return read_video(path).frames.mean(axis=-1) > THRESHOLD
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L"))[None] > THRESHOLD
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file or folder; check the path of the mask") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an image; save the mask again") from error
+
+
+def _fitted(
+    white: Bool[np.ndarray, "n H W"], clip: Clip, path: str | Path
+) -> Bool[np.ndarray, "t h w"]:
+    """The mask at the clip's length and size; one frame stands for all."""
+    frames, height, width, _ = clip.frames.shape
+    if len(white) not in (1, frames):
+        raise InputError(
+            f"{path}: {len(white)} frames of mask for {frames} frames in {clip.path}; "
+            "give one per frame, or one image for all"
+        )
+    found = white.shape[1:]
+    if not framing.same_aspect(found, (height, width)):
+        raise InputError(
+            f"{path}: the mask is {found[1]}x{found[0]} and {clip.path} is {width}x{height}; "
+            "give a mask of the clip's aspect"
+        )
+    scaled = framing.any_within(white, (height, width))
+    return np.broadcast_to(scaled, (frames, height, width))
