@@ -61,6 +61,7 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         for key, leaf in self._leaves:
             for written in await super().serialize([leaf], [places.pop(key)], chunked):
                 _wait_for(written)
+            del leaf  # before the next one is drawn
         if places:
             raise ValueError(f"leaves that never came: {sorted(places)}")
         return []
@@ -86,7 +87,8 @@ def _wait_for(written) -> None:
 def _checkpointer(kind: type, handler: _OneByOne) -> Iterator[ocp.Checkpointer]:
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # orbax warns of what is meant: no OCDBT, no device arrays
+    # Orbax warns of what is meant (no OCDBT, no device arrays) and logs what it then raises.
+    logger.setLevel(logging.CRITICAL)
     try:
         registry = ocp.type_handlers.create_type_handler_registry((kind, handler))
         # Plain zarr folders, one for each leaf: OCDBT would gather far more in memory.

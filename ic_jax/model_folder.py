@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
-from .checkpoint import shape_difference, shapes
+from .checkpoint import checksum, shape_difference, shapes
 from .errors import InputError
 from .leafwise import Leaves, save_leaves, visit_leaves
 
@@ -42,18 +41,26 @@ def new_model_folder(path: str | Path) -> Iterator[Path]:
     missing = [parent for parent in path.parents if not parent.exists()]
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        aside.mkdir(parents=True)
+        with _unwritable(path):
+            aside.mkdir(parents=True)
         yield aside
-        os.replace(aside, path)
-    except BaseException as error:
+        with _unwritable(path):
+            os.replace(aside, path)
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         for parent in missing:
             with suppress(OSError):  # never made, or somebody has begun to use it
                 parent.rmdir()
-        if isinstance(error, OSError):
-            reason = error.strerror or type(error).__name__
-            raise InputError(f"{path}: cannot be written ({reason})") from error
         raise
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path}: cannot be written ({reason})") from error
 
 
 def write_component(path: Path, keys: Iterable[str], leaves: Leaves) -> dict[str, dict[str, Any]]:
@@ -61,7 +68,7 @@ def write_component(path: Path, keys: Iterable[str], leaves: Leaves) -> dict[str
 
     `leaves` are pairs of a "/"-joined key and an array, `keys` all their names in any order.
     The record, which belongs into the manifest as the component's "tensors", says dtype, shape
-    and CRC-32 of every leaf.
+    and CRC-32 of every leaf. Raises InputError where the disk does not take it.
     """
     record: dict[str, dict[str, Any]] = {}
 
@@ -72,7 +79,13 @@ def write_component(path: Path, keys: Iterable[str], leaves: Leaves) -> dict[str
             yield key, leaf
             del leaf  # before the next one is made
 
-    save_leaves(path, keys, recorded())
+    try:
+        save_leaves(path, keys, recorded())
+    except ValueError as error:
+        if "Error writing" not in str(error):  # tensorstore's words for a full disk and its like
+            raise
+        reason = str(error).rpartition(": ")[2].partition(" [")[0]
+        raise InputError(f"the {path.name} cannot be written: {reason}") from error
     return record
 
 
@@ -163,8 +176,7 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _described(leaf: np.ndarray) -> dict[str, Any]:
-    crc = zlib.crc32(np.asarray(leaf, order="C").reshape(-1).view(np.uint8))
-    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape), "crc32": crc}
+    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape), "crc32": checksum(leaf)}
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
