@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from . import checkpoint
 from .errors import InputError
 from .model_folder import load_component
-from .models.umt5 import UMT5Encoder
+from .models.umt5 import UMT5Encoder, encode_by_layer
 from .models.variants import Variant
-from .tokenizer import Tokens, load_tokenizer, tokenize
+from .tokenizer import load_tokenizer, tokenize
 
 KIND = "prompts"
 
@@ -30,28 +30,25 @@ class Embedded(NamedTuple):
 
 
 def embed_prompts(folder: str | Path, sizes: Variant, prompts: Sequence[str]) -> Embedded:
-    """Load the text encoder of the model in `folder`, run it on all prompts, and free it.
+    """Read the text encoder of the model in `folder`, run it on all prompts, and let it go.
 
     Each prompt becomes `sizes.dit.text_len` rows, zeros where there is no text, and the same
-    rows whatever its neighbours are.
+    rows whatever its neighbours are. The weights stay in the host's memory (umT5-XXL: 11 GB),
+    from where they visit the device layer by layer.
 
     Raises:
         InputError: a missing, damaged or foreign encoder or tokenizer.
     """
     tokenizer = load_tokenizer(folder, sizes.umt5)
     tokens = [tokenize(tokenizer, prompt, sizes.dit.text_len) for prompt in prompts]
-    umt5 = load_encoder(folder, sizes)
-    try:
-        context = jax.block_until_ready(_embed(sizes, umt5, *stacked(tokens)))
-    finally:
-        # 11 GB on the device would otherwise wait for the garbage collector.
-        for leaf in jax.tree.leaves(umt5):
-            leaf.delete()
-    return Embedded(context, [each.cut for each in tokens if each.cut])
+    ids, mask = np.stack([t.ids for t in tokens]), np.stack([t.mask for t in tokens])
+    params = load_encoder(folder, sizes)
+    context = encode_by_layer(sizes.umt5, params, ids, mask, sizes.dtype)
+    return Embedded(context, [t.cut for t in tokens if t.cut])
 
 
 def load_encoder(folder: str | Path, sizes: Variant) -> PyTree:
-    """The parameters of a model's text encoder, on the device.
+    """The parameters of a model's text encoder, as numpy arrays.
 
     Matrices are in the variant's dtype, norms and position biases in float32.
 
@@ -59,15 +56,15 @@ def load_encoder(folder: str | Path, sizes: Variant) -> PyTree:
         InputError: a missing, truncated or foreign checkpoint, or one of other shapes.
     """
     folder = Path(folder)
+    cast = partial(_cast, sizes.dtype)
     generator = folder / "generator.safetensors"
     if not generator.exists():
-        return load_component(folder, "umt5", expected_shapes(sizes), partial(_cast, sizes.dtype))
+        return load_component(folder, "umt5", expected_shapes(sizes), cast)
     params = checkpoint.load(generator)[0].get("umt5", {})
     expected = checkpoint.shapes(expected_shapes(sizes))
     if difference := checkpoint.shape_difference(checkpoint.shapes(params), expected):
         raise InputError(f"{generator}: does not fit the model: {difference.splitlines()[0]}")
-    to_device = lambda path, leaf: _cast(sizes.dtype, path[-1].key, leaf)
-    return jax.tree.map_with_path(to_device, params)
+    return jax.tree.map_with_path(lambda path, leaf: cast(path[-1].key, leaf), params)
 
 
 def expected_shapes(sizes: Variant) -> PyTree:
@@ -75,21 +72,6 @@ def expected_shapes(sizes: Variant) -> PyTree:
     tokens = jnp.zeros((1, 1), jnp.int32)
     encoder = UMT5Encoder(sizes.umt5)
     return jax.eval_shape(encoder.init, jax.random.key(0), tokens, tokens)["params"]
-
-
-def stacked(tokens: Sequence[Tokens]) -> tuple[Int[Array, "n l"], Bool[Array, "n l"]]:
-    """Ids and masks of all prompts, one row each."""
-    return jnp.stack([t.ids for t in tokens]), jnp.stack([t.mask for t in tokens])
-
-
-def embed(
-    sizes: Variant, umt5: PyTree, ids: Int[Array, "n l"], mask: Bool[Array, "n l"]
-) -> Float[Array, "n l d"]:
-    """Context for the generator; zeros where there is no text."""
-    return UMT5Encoder(sizes.umt5, jnp.dtype(sizes.dtype)).apply({"params": umt5}, ids, mask)
-
-
-_embed = jax.jit(embed, static_argnums=0)
 
 
 def save_context(
@@ -155,6 +137,6 @@ def _encoder(sizes: Variant) -> dict[str, Any]:
     return {**asdict(sizes.umt5), "text_len": sizes.dit.text_len}
 
 
-def _cast(dtype: str, key: str, leaf: np.ndarray) -> Array:
+def _cast(dtype: str, key: str, leaf: np.ndarray) -> np.ndarray:
     multiplied = key.rpartition("/")[2] in ("kernel", "embedding")
-    return jnp.asarray(leaf, dtype if multiplied else jnp.float32)
+    return leaf.astype(jnp.dtype(dtype if multiplied else "float32"), copy=False)

@@ -1,13 +1,14 @@
 """The umT5 text encoder (arXiv 2304.09151): T5 v1.1 with position biases of each layer's own."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers as init
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PyTree
 
 PAD, EOS, BYTE_OFFSET = 0, 1, 3
 BYTE_VOCAB = BYTE_OFFSET + 256
@@ -79,6 +80,28 @@ class UMT5Encoder(nn.Module):
         return (x * mask[..., None]).astype(self.dtype)
 
 
+def encode_by_layer(
+    config: UMT5Config,
+    params: PyTree,
+    tokens: Int[np.ndarray, "b l"],
+    mask: Bool[np.ndarray, "b l"],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b l d"]:
+    """What `UMT5Encoder` returns, from `params` that stay on the host.
+
+    The device holds one block at a time, 0.4 GB of umT5-XXL's 11, and of the embeddings only
+    the rows in use.
+    """
+    x = jnp.asarray(params["token_embedding"]["embedding"][tokens], jnp.float32)
+    buckets = relative_buckets(tokens.shape[1], config.buckets, config.max_distance)
+    for n in range(config.layers):
+        block = jax.tree.map(lambda leaf: leaf[n], params["blocks"])
+        # Waiting keeps the host from sending the next blocks before this one is freed.
+        x = jax.block_until_ready(_run_block(config, jnp.dtype(dtype), block, x, mask, buckets))
+    x = nn.RMSNorm(dtype=jnp.float32).apply({"params": params["norm"]}, x)
+    return (x * mask[..., None]).astype(dtype)
+
+
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:
     """The bucket of every offset from a query (row) to a key (column).
 
@@ -108,6 +131,11 @@ class _Block(nn.Module):
         x = x + _Attention(self.config, self.dtype, name="attn")(y, mask, buckets)
         y = nn.RMSNorm(dtype=jnp.float32, name="norm2")(x)
         return x + _FeedForward(self.config, self.dtype, name="ffn")(y), None
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run_block(config, dtype, params, x, mask, buckets):
+    return _Block(config, dtype).apply({"params": params}, x, mask, buckets)[0]
 
 
 class _Attention(nn.Module):
