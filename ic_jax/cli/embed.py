@@ -13,10 +13,7 @@ from .console import note
 
 @dataclass(frozen=True)
 class Embed:
-    """Encode prompts once: later runs take the file and leave the text encoder on the disk.
-
-    Where the encoder does not fit onto the accelerator, JAX_PLATFORMS=cpu runs this on the host.
-    """
+    """Encode prompts once: later runs take the file and leave the text encoder on the disk."""
 
     model: tyro.conf.Positional[Path] = Path("nano")
     """Folder of a converted model; without it, the bundled small model."""
