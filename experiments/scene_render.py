@@ -97,6 +97,21 @@ def render(
     return jnp.moveaxis(clip, 1, -1), depth
 
 
+@partial(jax.jit, static_argnames=("height", "width"))
+def object_map(
+    scene: Scene, c2w: Float[Array, "t 4 4"], intrinsics: Float[Array, "3 3"],
+    times: Float[Array, "t"], height: int, width: int,
+) -> Int[Array, "t h w"]:
+    """The slot of the object that each pixel's centre shows, -1 for the room; as in `render`."""
+
+    def frame(camera):
+        pose, time = camera
+        rays = _rays(pose, intrinsics, height, width, 1)
+        return _trace(scene.room, _solids(scene.objects, time), pose[:3, 3], rays)[1]
+
+    return jax.lax.map(frame, (c2w, times))
+
+
 class _Solid(NamedTuple):
     """An object at one instant; a scene's three are stacked on a leading axis."""
 

@@ -18,7 +18,7 @@ __all__ = ["COLOURS", "MOTIONS", "SHAPES", "Scene", "caption", "demo_camera", "d
            "look_at", "object_poses", "render", "sample_camera", "sample_scene", "scene_of"]
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
-_PAINT = jnp.array([
+PAINT = jnp.array([
     [0.75, 0.05, 0.04], [0.06, 0.45, 0.09], [0.05, 0.12, 0.70], [0.85, 0.62, 0.04],
     [0.32, 0.06, 0.50], [0.90, 0.27, 0.02], [0.05, 0.60, 0.68], [0.85, 0.85, 0.83]])
 _VERBS = ("rests", "moves left", "moves right", "comes closer", "moves away", "bounces", "spins",
@@ -141,7 +141,7 @@ def demo_scene() -> Scene:
     position = jnp.array([[-0.55, 0.0, -0.25], [0.62, 0.0, 0.35], [0.0, 0.0, 0.0]])
     objects = Objects(
         present=jnp.array([True, True, False]), shape=jnp.array([0, 2, 1]),
-        colour=jnp.array([0, 3, 2]), albedo=_PAINT[jnp.array([0, 3, 2])],
+        colour=jnp.array([0, 3, 2]), albedo=PAINT[jnp.array([0, 3, 2])],
         pattern=3.5 * jax.random.normal(jax.random.key(1), (3, 3, 3)) / 1.7,
         half_size=half, position=position.at[:, 1].set(room[1, 1] - half[:, 1]),
         yaw=jnp.zeros(3), motion=jnp.array([5, 0, 0]), amount=jnp.array([0.5, 0.0, 0.0]),
@@ -214,7 +214,7 @@ def _sample_objects(key, floor):
     ranges = jnp.array([[0, 0], [0.5, 1.2], [0.5, 1.2], [0.4, 0.8], [0.4, 0.8], [0.25, 0.6],
                         [0.4, 1.0], [0.15, 0.28]])[motion]
     return Objects(
-        present=jnp.arange(3) < count, shape=shape, colour=colour, albedo=_PAINT[colour],
+        present=jnp.arange(3) < count, shape=shape, colour=colour, albedo=PAINT[colour],
         pattern=2.2 * jax.random.normal(k_pattern, (3, 3, 3)), half_size=half, position=position,
         yaw=jax.random.uniform(k_yaw, (3,), maxval=2 * jnp.pi), motion=motion,
         amount=ranges[:, 0] + share * (ranges[:, 1] - ranges[:, 0]),
