@@ -50,14 +50,26 @@ class Variant:
             width=self.width if width is None else width,
         )
         every = self.vae.temporal_factor
-        if sizes.frames < 1 + every or (sizes.frames - 1) % every:
-            raise InputError(f"--frames is {frames}; give 1 plus a multiple of {every}, at least 5")
+        # A window shares two latents' worth of frames with the one before.
+        if sizes.frames <= 1 + every or (sizes.frames - 1) % every:
+            least = 1 + 2 * every
+            raise InputError(
+                f"--frames is {frames}; give 1 plus a multiple of {every}, at least {least}"
+            )
         for name, patch in (("height", self.dit.patch[1]), ("width", self.dit.patch[2])):
             value, multiple = getattr(sizes, name), self.vae.spatial_factor * patch
             if value < multiple or value % multiple:
                 raise InputError(f"--{name} is {value}; give a multiple of {multiple}")
         return sizes
 
+
+# Our own words for what Wan's own long list is about.
+_UNWANTED = (
+    "blown-out highlights, grey and faded colours, frozen picture, no motion, subtitles, logo, "
+    "painting, blurred details, coarse JPEG blocks, low resolution, ugly, malformed hands, fused "
+    "or surplus fingers, distorted face, wrong number of limbs, cluttered background, crowd in "
+    "the background, walking backwards"
+)
 
 _WAN_VAE = VAEConfig()
 _UMT5_XXL = UMT5Config(vocab=256_384, dim=4096, ffn_dim=10_240, heads=64, head_dim=64, layers=24)
@@ -72,7 +84,9 @@ _I2V_14B = replace(_T2V_14B, in_channels=36)
 
 def _wan(dit: DiTConfig, steps: int, guidance_scale: float, shift: float, **more) -> Variant:
     """A row at 81 frames of 480p."""
-    return Variant(dit, _WAN_VAE, _UMT5_XXL, 81, 480, 832, steps, guidance_scale, shift, **more)
+    size = 81, 480, 832
+    more = {"negative_prompt": _UNWANTED, **more}
+    return Variant(dit, _WAN_VAE, _UMT5_XXL, *size, steps, guidance_scale, shift, **more)
 
 
 def _with_clip(text_to_video: DiTConfig) -> DiTConfig:
