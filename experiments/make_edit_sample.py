@@ -1,0 +1,38 @@
+"""Render the bundled edit's mask: a box that follows the red ball, white = regenerate.
+
+    python -m experiments.make_edit_sample
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from experiments.edit_scenes import MARGIN, box_mask, grown, object_boxes
+from experiments.make_sample import FPS
+from experiments.scene_render import object_map
+from experiments.scenes import demo_camera, demo_scene
+from ic_jax.model import BUNDLED
+from ic_jax.models.variants import VARIANTS
+from ic_jax.video import write_video
+
+RED_BALL = 0  # its slot in the demo scene
+
+
+def ball_mask(frames: int, height: int, width: int) -> Bool[np.ndarray, "t h w"]:
+    """A rough box about the ball in every frame, with room for a cube of its size."""
+    c2w, intrinsics = demo_camera(frames, height, width)
+    times = jnp.linspace(0.0, 1.0, frames)
+    which = np.asarray(object_map(demo_scene(), c2w, intrinsics, times, height, width))
+    boxes = grown(object_boxes(which)[RED_BALL], MARGIN, height, width)
+    return box_mask(boxes, height, width)
+
+
+def main() -> None:
+    sizes = VARIANTS["nano"]
+    mask = ball_mask(sizes.frames, sizes.height, sizes.width)
+    white = np.where(mask[..., None], 255, 0).astype(np.uint8)
+    write_video(BUNDLED / "clip_mask.mp4", np.repeat(white, 3, axis=-1), FPS)
+
+
+if __name__ == "__main__":
+    main()
