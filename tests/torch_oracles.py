@@ -9,7 +9,7 @@ import re
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -156,3 +156,45 @@ def in_original_layout(state: dict[str, np.ndarray], model: str) -> dict[str, np
 
     aliases = {"encoder.embed_tokens.weight"}
     return {rename(key): tensor for key, tensor in state.items() if key not in aliases}
+
+
+def image_encoder(seed: int = 0) -> CLIPVisionModel:
+    """With heads as wide as in the released one, and its last block, which Wan does not run."""
+    config = CLIPVisionConfig(
+        hidden_size=160,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=42,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    return randomise(CLIPVisionModel(config), seed)
+
+
+_IMAGE_ENCODER = (
+    (r"^vision_model\.", ""),
+    (r"^embeddings\.class_embedding", "cls_embedding"),
+    (r"^embeddings\.position_embedding\.weight", "pos_embedding"),
+    (r"^embeddings\.patch_embedding", "patch_embedding"),
+    (r"^pre_layrnorm", "pre_norm"),
+    (r"^post_layernorm", "post_norm"),
+    (r"^encoder\.layers\.", "transformer."),
+    (r"\.layer_norm([12])", r".norm\1"),
+    (r"\.self_attn\.out_proj", ".attn.proj"),
+    (r"\.self_attn\.([qkv])_proj", r".attn.\1"),
+    (r"\.mlp\.fc1", ".mlp.0"),
+    (r"\.mlp\.fc2", ".mlp.2"),
+)
+_ORIGINAL["clip_vision"] = _IMAGE_ENCODER
+
+
+def clip_in_original_layout(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same for the image encoder, where Wan keeps query, key and value in one tensor."""
+    state = in_original_layout(state, "clip_vision")
+    for key in [key for key in state if ".attn.q." in key]:
+        parts = [state.pop(key.replace(".q.", f".{name}.")) for name in "qkv"]
+        state[key.replace(".q.", ".to_qkv.")] = np.concatenate(parts)
+    state["cls_embedding"] = state["cls_embedding"][None, None]
+    state["pos_embedding"] = state["pos_embedding"][None]
+    return {f"visual.{key}": tensor for key, tensor in state.items()}
