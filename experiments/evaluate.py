@@ -42,10 +42,11 @@ from ic_jax.checkpoint import load
 from ic_jax.composite import composite
 from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
-from ic_jax.model import BUNDLED, Model, embed, load_model, tokenize
+from ic_jax.model import BUNDLED, Model, find_model, load_model
 from ic_jax.models import wan_vae
 from ic_jax.pipeline import Observation, Scene, Settings, begin, observe, proceed
 from ic_jax.report import psnr_db
+from ic_jax.text import embed_prompts
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -79,7 +80,6 @@ class Arguments:
 # Compiled once and called often: inlined at every use, the autoencoder takes minutes to compile.
 _observe = jax.jit(observe, static_argnames=("sizes", "settings"))
 _composite = jax.jit(jax.vmap(composite, (0, None, None)))
-_embed = jax.jit(embed, static_argnums=0)
 _encode = jax.jit(
     lambda sizes, vae, clip: wan_vae.encode(sizes.vae, vae, clip[None])[0], static_argnums=0
 )
@@ -96,7 +96,7 @@ def sample(
 
     def one(key):
         state, levels = begin(sizes, settings, key)
-        return proceed(sizes, settings, weights, context, observation, state, levels).x
+        return proceed(sizes, settings, "dit", weights, context, observation, state, levels).x
 
     return jax.vmap(one)(keys)
 
@@ -125,7 +125,7 @@ def evaluate_scene(model: Model, arguments: Arguments, number: int) -> Scored:
     score = partial(scores, truth=np.asarray(view.truth), where=where)
     observation, arms = sample_arms(model, arguments, view, jax.random.key(seed))
 
-    smooth = push_pull(observation.warped, view.operator.visible)
+    smooth = push_pull(observation.observed, view.operator.visible)
     filled = observation.measurement.clip
     rows = {
         PUSH_PULL: smooth[None],
@@ -133,7 +133,7 @@ def evaluate_scene(model: Model, arguments: Arguments, number: int) -> Scored:
         ROUND_TRIP: round_trip(model, filled)[None],
         TRUTH_TRIP: round_trip(model, view.truth)[None],
         **arms,
-        DELIVERED: _composite(arms[MAIN], observation.warped, view.operator.visible),
+        DELIVERED: _composite(arms[MAIN], observation.observed, view.operator.visible),
     }
     record = {
         "seed": seed,
@@ -144,7 +144,7 @@ def evaluate_scene(model: Model, arguments: Arguments, number: int) -> Scored:
         "rows": {name: score(clips) for name, clips in rows.items()},
         "seconds": time.time() - began,
     }
-    holes = _with_holes(observation.warped, view.operator.visible)
+    holes = _with_holes(observation.observed, view.operator.visible)
     shown = view.truth, holes, smooth, arms[MAIN][0], arms[MAIN].mean(0)
     return Scored(record, np.stack([_bytes(clip[-1]) for clip in shown]))
 
@@ -160,7 +160,7 @@ def sample_arms(
     variance = model.calibration.get("response_scale", 1.0) * observation.mask.variance
     response = observation.mask._replace(variance=variance)
     measurement = observation.measurement
-    context = _embed(sizes, weights.umt5, *tokenize(sizes, ["", view.caption]))
+    context = embed_prompts(find_model(arguments.model), sizes, ["", view.caption]).context
     counts = {MAIN: arguments.samples, PLAIN: arguments.plain_samples}
     keys = jax.random.split(key, arguments.samples)
 

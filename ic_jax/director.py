@@ -18,8 +18,9 @@ from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
 from .model import Model
-from .pipeline import CONSISTENCIES, SOLVERS, Scene, Settings
+from .pipeline import CONSISTENCIES, Scene, Settings
 from .sampling.schedule import Level
+from .sampling.solvers import SOLVERS
 from .video import to_float, to_uint8
 
 # Frames that a window takes over from the one before: two latents' worth.
@@ -75,11 +76,12 @@ def resolve(settings: Settings, model: Model) -> Settings:
         "solver": sizes.solver,
         "steps": sizes.steps,
         "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
-        "guidance_scale_low": pipeline.guidance_scale(sizes, settings, "dit_low"),
         "shift": sizes.shift,
         "response_scale": model.calibration.get("response_scale", 1.0),
         "composite": sizes.composite,
     }
+    if sizes.boundary is not None:
+        recommended["guidance_scale_low"] = pipeline.guidance_scale(sizes, settings, "dit_low")
     unset = {n: value for n, value in recommended.items() if getattr(settings, n) is None}
     return replace(settings, **unset)
 

@@ -33,10 +33,8 @@ from .models.wan_dit import WanDiT
 from .sampling.consistency import Consistency, dds, fusion, none, within
 from .sampling.denoiser import Velocity, denoiser, guided
 from .sampling.sampler import State, advance, split_correct_recombine, start
-from .sampling.schedule import Level, flow_schedule
-from .sampling.solvers import euler
-
-SOLVERS = {"euler": (flow_schedule, euler)}
+from .sampling.schedule import Level, split_at
+from .sampling.solvers import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -175,8 +173,7 @@ def experts(sizes: Variant, levels: Level) -> list[tuple[str, Level]]:
     """The generators' names among the weights, each with its share of the levels, in order."""
     if sizes.boundary is None:
         return [("dit", levels)]
-    count = int((levels.timestep >= 1000 * sizes.boundary).sum())
-    high, low = (jax.tree.map(lambda l: l[s], levels) for s in (slice(count), slice(count, None)))
+    high, low = split_at(levels, sizes.boundary)
     return [(name, part) for name, part in (("dit", high), ("dit_low", low)) if len(part.sigma)]
 
 

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import TINY, tiny_context, tiny_weights
+from tiny_model import CHANNELS, TINY, tiny_context, tiny_weights
 
 from ic_jax import pipeline
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
 from ic_jax.models import wan_vae
+from ic_jax.models.clip_vision import CLIPVisionConfig
 from ic_jax.pipeline import Scene, Settings
+from ic_jax.sampling.solvers import SOLVERS
 
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
 KEY = jax.random.key(0)
@@ -94,3 +96,71 @@ def test_settings_left_out_are_the_models_own():
     for a, b in zip(*(pipeline.begin(TINY, s, KEY)[1] for s in (Settings(), spelled))):
         np.testing.assert_array_equal(a, b)
     assert len(pipeline.begin(TINY, replace(spelled, steps=7), KEY)[1].sigma) == 7
+
+
+# An image model with a CLIP tower, as small as the other.
+SHOWN = replace(
+    TINY,
+    dit=replace(TINY.dit, in_channels=2 * CHANNELS + 4, image_dim=8),
+    clip=CLIPVisionConfig(dim=8, ffn_dim=16, heads=2, layers=1, image=224, patch=14),
+    conditioning="inpaint",
+)
+
+
+@pytest.mark.parametrize("conditioning", ["inpaint", "first_frame"])
+def test_an_image_model_is_told_what_was_observed_and_may_be_told_nothing(moved, conditioning):
+    sizes = replace(SHOWN, conditioning=conditioning)
+    weights = tiny_weights(sizes)
+    other = moved._replace(clip=jnp.flip(moved.clip, axis=2))
+    told, silent = (
+        [
+            run(sizes, Settings(consistency="none", conditioning=on), weights, s, CONTEXT, KEY)
+            for s in (moved, other)
+        ]
+        for on in (True, False)
+    )
+    # With consistency off, its own inputs are all that a model knows of the clip.
+    assert np.abs(told[0] - told[1]).max() > 1e-3
+    np.testing.assert_array_equal(*silent)
+
+
+def test_what_an_image_model_is_shown_is_the_known_part_alone(moved):
+    weights = tiny_weights(SHOWN)
+    observation = pipeline.observe(SHOWN, Settings(), weights, moved, moved, KEY)
+    channels, tokens = observation.conditioning
+    latent = observation.measurement.latent
+    assert channels.shape == (*latent.shape[:3], 4 + CHANNELS) and tokens.shape == (257, 8)
+    known = moved.operator.visible >= 0.5
+    masked = jnp.where(known[..., None], observation.measurement.clip, 0.0)
+    expected = wan_vae.encode(SHOWN.vae, weights.vae, masked[None])[0]
+    np.testing.assert_allclose(channels[..., 4:], expected, atol=1e-5)
+    off = pipeline.observe(SHOWN, Settings(conditioning=False), weights, moved, moved, KEY)
+    assert not np.any(off.conditioning.channels) and not np.any(off.conditioning.tokens)
+
+
+TWO = replace(TINY, boundary=0.8, guidance_scale_low=1.0, steps=6)
+
+
+def test_each_expert_gets_its_share_of_the_levels(moved):
+    _, levels = pipeline.begin(TWO, Settings(), KEY)
+    (first, high), (second, low) = pipeline.experts(TWO, levels)
+    assert (first, second) == ("dit", "dit_low") and len(high.sigma) + len(low.sigma) == 6
+    assert high.timestep.min() >= 800 > low.timestep.max()
+
+
+def test_two_experts_that_are_one_give_what_one_gives(weights, moved):
+    sizes = replace(TWO, guidance_scale_low=TWO.guidance_scale)
+    twins = weights._replace(dit_low=weights.dit)
+    one = run(replace(sizes, boundary=None), Settings(), weights, moved, CONTEXT, KEY)
+    np.testing.assert_allclose(run(sizes, Settings(), twins, moved, CONTEXT, KEY), one, atol=1e-5)
+    other = twins._replace(dit_low=jax.tree.map(lambda leaf: 1.1 * leaf, weights.dit))
+    assert np.abs(run(sizes, Settings(), other, moved, CONTEXT, KEY) - one).max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_runs_the_story(weights, moved, solver):
+    out = run(TINY, Settings(solver=solver), weights, moved, CONTEXT, KEY)
+    assert np.isfinite(out).all()
+    same = solver == TINY.solver
+    default = run(TINY, Settings(), weights, moved, CONTEXT, KEY)
+    assert (np.abs(out - default).max() == 0) == same

@@ -1,4 +1,4 @@
-"""ic-jax: give a video a new camera, from the command line."""
+"""ic-jax: give a video a new camera, or repaint part of it, from the command line."""
 
 import signal
 import sys
@@ -6,18 +6,31 @@ import sys
 import tyro
 
 from ..errors import InputError
+from .convert import Convert
+from .embed import Embed
+from .info import Info
 from .inpaint import Inpaint
 from .recapture import Recapture
+from .verify import Verify
 from .warp import Warp
+
+COMMANDS = {
+    "recapture": Recapture,
+    "inpaint": Inpaint,
+    "warp": Warp,
+    "convert": Convert,
+    "verify": Verify,
+    "info": Info,
+    "embed": Embed,
+}
 
 
 def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
     # So that a run that is told to stop cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    commands = {"recapture": Recapture, "inpaint": Inpaint, "warp": Warp}
     command = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
+        COMMANDS, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
     )
     try:
         command.run()

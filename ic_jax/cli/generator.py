@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from .. import text
 from ..director import Footage, Take, direct, plan, resolve, timed
+from ..errors import InputError
 from ..model import Model, find_model, identify, load_model
 from ..models.variants import Variant, variant
 from ..pipeline import Settings
@@ -22,7 +22,16 @@ class Run(NamedTuple):
     model: Model
     settings: Settings
     take: Take
-    notes: list[str]
+    told: "Told"
+
+
+class Told(NamedTuple):
+    """Prompts as the generator reads them."""
+
+    context: Float[Array, "2 l d"]
+    prompts: tuple[str, str]
+    """The negative one first."""
+    cuts: list[str]
 
 
 @dataclass(frozen=True)
@@ -55,22 +64,31 @@ class Generator:
         folder = find_model(self.model)
         sizes = variant(identify(folder)[0]).resized(self.frames, self.height, self.width)
         with timed(seconds, "text"):
-            context, notes = self._context(folder, sizes)
-        for line in notes:
+            told = self._told(folder, sizes)
+        for line in told.cuts:
             note(line)
         with timed(seconds, "load model"):
             model = load_model(folder)._replace(variant=sizes)
         settings = resolve(settings, model)
         with progress_bar(len(plan(model, footage)) * settings.steps) as progress:
-            take = direct(model, settings, footage, context, seed=self.seed, progress=progress)
-        return Run(model, settings, take, notes)
+            take = direct(model, settings, footage, told.context, seed=self.seed, progress=progress)
+        return Run(model, settings, take, told)
+
+    def prompted(self, prompt: str) -> "Generator":
+        """The same with this prompt, unless it has one already."""
+        if self.prompt or self.context is not None:
+            return self
+        return dataclasses.replace(self, prompt=prompt)
 
     def record(self, run: Run, footage: Footage) -> dict[str, Any]:
         """As result.json has it."""
         sizes = run.model.variant
+        negative, prompt = run.told.prompts
         return {
-            **{name: getattr(self, name) for name in ("prompt", "negative_prompt", "context")},
-            "notes": run.notes,
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "cut": run.told.cuts,
+            "context": self.context,
             "model": run.model.name,
             "working_size": {"frames": sizes.frames, "height": sizes.height, "width": sizes.width},
             "windows": [
@@ -80,12 +98,13 @@ class Generator:
             "settings": dataclasses.asdict(run.settings),
         }
 
-    def _context(self, folder: Path, sizes: Variant) -> tuple[jax.Array, list[str]]:
-        """[negative prompt, prompt], embedded; and what there is to say about them."""
+    def _told(self, folder: Path, sizes: Variant) -> Told:
         if self.context is not None:
-            context, _ = text.load_context(self.context, sizes)
-            return jnp.asarray(context), []
+            if self.prompt or self.negative_prompt is not None:
+                raise InputError(f"{self.context}: holds the prompts; leave --prompt out")
+            context, prompts = text.load_context(self.context, sizes)
+            return Told(context, prompts, [])
         negative = self.negative_prompt
-        if negative is None:
-            negative = sizes.negative_prompt
-        return tuple(text.embed_prompts(folder, sizes, [negative, self.prompt]))
+        prompts = (sizes.negative_prompt if negative is None else negative), self.prompt
+        context, cuts = text.embed_prompts(folder, sizes, prompts)
+        return Told(context, prompts, cuts)

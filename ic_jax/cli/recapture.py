@@ -60,10 +60,9 @@ class Recapture:
         """Prompt and, from the one camera where it is known, truth of the bundled clip."""
         sample = json.loads((BUNDLED / "clip.json").read_text())
         known = (self.source.camera, self.source.amount) == (sample["camera"], None)
-        prompt = self.generator.prompt or sample["prompt"]
         return dataclasses.replace(
             self,
-            generator=dataclasses.replace(self.generator, prompt=prompt),
+            generator=self.generator.prompted(sample["prompt"]),
             truth=self.truth or (BUNDLED / "clip_truth.mp4" if known else None),
         )
 
