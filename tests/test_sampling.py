@@ -11,7 +11,7 @@ from ic_jax.latent_mask import LatentMask
 from ic_jax.sampling.consistency import dds, fusion, none, unit_gaussian, within
 from ic_jax.sampling.denoiser import Prediction, denoiser, guided, split
 from ic_jax.sampling.sampler import advance, split_correct_recombine, start
-from ic_jax.sampling.schedule import Level, flow_schedule, shifted
+from ic_jax.sampling.schedule import Level, flow_schedule
 from ic_jax.sampling.solvers import euler
 
 SHAPE = (2, 3, 4, 5)
@@ -33,26 +33,6 @@ def prediction():
 
 def noisy(p, sigma=SIGMA):
     return (1 - sigma) * p.clean + sigma * p.noise
-
-
-# Schedule -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
-def test_levels_lead_from_noise_to_clean_without_gaps(shift):
-    levels = flow_schedule(10, shift)
-    assert levels.sigma.shape == levels.next_sigma.shape == levels.timestep.shape == (10,)
-    assert levels.sigma[0] == 1 and levels.next_sigma[-1] == 0
-    np.testing.assert_array_equal(levels.sigma[1:], levels.next_sigma[:-1])
-    assert (levels.sigma > levels.next_sigma).all()
-    np.testing.assert_allclose(levels.timestep, 1000 * levels.sigma, rtol=1e-6)
-
-
-def test_shift_moves_steps_towards_noise():
-    sigma = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(shifted(sigma, 1.0), sigma)
-    assert shifted(0.5, 3.0) == 0.75
-    np.testing.assert_allclose(shifted(shifted(sigma, 2.0), 3.0), shifted(sigma, 6.0))
 
 
 # Split --------------------------------------------------------------------------------
@@ -154,24 +134,6 @@ def test_a_window_of_levels(first, last, acts):
 def test_unit_gaussian_variance_at_both_ends():
     assert unit_gaussian(jnp.float32(1.0)) == 1 and unit_gaussian(jnp.float32(0.0)) == 0
     assert unit_gaussian(jnp.float32(0.5)) == 0.5
-
-
-# Recombine ----------------------------------------------------------------------------
-
-
-def test_euler_is_a_step_along_the_velocity():
-    x, velocity = normal(0), normal(1)
-    solver = euler()
-    out, _ = solver.update(solver.init(x), split(x, velocity, SIGMA), LEVEL, jax.random.key(0))
-    np.testing.assert_allclose(out, x + (0.3 - SIGMA) * velocity, atol=1e-6)
-
-
-def test_renoise_draws_from_its_key_and_plain_euler_does_not():
-    p = prediction()
-    step = lambda eta, seed: euler(eta).update((), p, LEVEL, jax.random.key(seed))[0]
-    np.testing.assert_array_equal(step(0.0, 1), step(0.0, 2))
-    np.testing.assert_array_equal(step(0.5, 1), step(0.5, 1))
-    assert jnp.abs(step(0.5, 1) - step(0.5, 2)).max() > 0.05
 
 
 # The loop, on a Gaussian --------------------------------------------------------------
