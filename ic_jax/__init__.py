@@ -6,6 +6,7 @@ from .errors import InputError
 from .model import Model, load_model
 from .pipeline import Settings, recapture
 from .shot import Shot, load_shot
+from .text import embed_prompts
 from .video import Clip, read_video, write_video
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Shot",
     "Take",
     "direct",
+    "embed_prompts",
     "load_edit",
     "load_model",
     "load_shot",

@@ -138,7 +138,7 @@ def observe(
         scale = 1.0 if settings.response_scale is None else settings.response_scale
         construct = partial(construct, scale=scale)
     mask = construct(scene.operator, encode, measurement, key)
-    known = (visible >= 0.5) & settings.conditioning
+    known = (visible > 0.5) & settings.conditioning
     return Observation(
         observed, measurement, mask, _conditioning(sizes, weights, filled, known, encode)
     )

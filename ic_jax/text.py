@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from . import checkpoint
 from .errors import InputError
+from .model import find_model
 from .model_folder import load_component
 from .models.umt5 import UMT5Encoder, encode_by_layer
 from .models.variants import Variant
@@ -29,8 +30,8 @@ class Embedded(NamedTuple):
     """One line for every prompt that was too long; see `Tokens.cut`."""
 
 
-def embed_prompts(folder: str | Path, sizes: Variant, prompts: Sequence[str]) -> Embedded:
-    """Read the text encoder of the model in `folder`, run it on all prompts, and let it go.
+def embed_prompts(model: str | Path, sizes: Variant, prompts: Sequence[str]) -> Embedded:
+    """Read the text encoder of a model's folder ("nano": the bundled one), run it, and let it go.
 
     Each prompt becomes `sizes.dit.text_len` rows, zeros where there is no text, and the same
     rows whatever its neighbours are. The weights stay in the host's memory (umT5-XXL: 11 GB),
@@ -39,6 +40,7 @@ def embed_prompts(folder: str | Path, sizes: Variant, prompts: Sequence[str]) ->
     Raises:
         InputError: a missing, damaged or foreign encoder or tokenizer.
     """
+    folder = find_model(model)
     tokenizer = load_tokenizer(folder, sizes.umt5)
     tokens = [tokenize(tokenizer, prompt, sizes.dit.text_len) for prompt in prompts]
     ids, mask = np.stack([t.ids for t in tokens]), np.stack([t.mask for t in tokens])

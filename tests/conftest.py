@@ -6,5 +6,24 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs `ic-jax` with arguments: its exit code and what it printed on each stream."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["ic-jax", *map(str, arguments)])
+        code = 0
+        try:
+            from ic_jax.cli import main
+
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return call

@@ -7,7 +7,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ic_jax.cli import main
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import BUNDLED
 from ic_jax.video import read_video, write_video
@@ -21,22 +20,6 @@ FILES = {
     "summary.png",
     "result.json",
 }
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Runs `ic-jax` with arguments: its exit code and what it printed on each stream."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["ic-jax", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def a_clip(folder, frames=6, height=24, width=36, fps=Fraction(24000, 1001)):

@@ -130,7 +130,7 @@ def test_what_an_image_model_is_shown_is_the_known_part_alone(moved):
     channels, tokens = observation.conditioning
     latent = observation.measurement.latent
     assert channels.shape == (*latent.shape[:3], 4 + CHANNELS) and tokens.shape == (257, 8)
-    known = moved.operator.visible >= 0.5
+    known = moved.operator.visible > 0.5
     masked = jnp.where(known[..., None], observation.measurement.clip, 0.0)
     expected = wan_vae.encode(SHOWN.vae, weights.vae, masked[None])[0]
     np.testing.assert_allclose(channels[..., 4:], expected, atol=1e-5)
