@@ -1,117 +1,202 @@
+import json
+import pickle
 import sys
 
-import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
-import torch_oracles as oracles
+from released import save_shards
 from safetensors.numpy import save_file
 
-from convert import umt5, wan_dit
-from convert.__main__ import convert, main
-from convert.keymap import canonical, convert_state
-from ic_jax import checkpoint
+from convert.shards import find_checkpoints
+from convert.source import read_state
 from ic_jax.errors import InputError
 
-
-@pytest.fixture(scope="module")
-def transformer():
-    """A small model with heads as wide as in every released one."""
-    return oracles.state_of(oracles.transformer(heads=1, head_dim=128, image_dim=4))
-
-
-@pytest.mark.parametrize("out", ["params", "params.safetensors"])
-def test_a_folder_of_shards_becomes_a_checkpoint(tmp_path, transformer, out):
-    source = tmp_path / "transformer"
-    source.mkdir()
-    keys = sorted(transformer)
-    for n, part in enumerate((keys[::2], keys[1::2])):
-        save_file({key: transformer[key] for key in part}, source / f"model-{n}.safetensors")
-    convert(source, tmp_path / out)
-    params, manifest = checkpoint.load(tmp_path / out)
-    config = wan_dit.config(transformer, "diffusers")
-    expected = convert_state(transformer, wan_dit.table("diffusers"), wan_dit.target(config))
-    assert (config.num_heads, config.num_layers, config.in_channels) == (1, 2, 36)
-    assert (config.ffn_dim, config.text_dim, config.image_dim) == (32, 16, 4)
-    assert manifest["model"] == "wan_dit" and manifest["config"]["dim"] == 128
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+TENSORS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).astype(ml_dtypes.bfloat16),
+    "b.weight": np.arange(4, dtype=np.float16),
+    "c.weight": np.full((1, 2), 0.1, np.float32),
+    "d.weight": np.float32(3).reshape(()),
+}
+STEM = "diffusion_pytorch_model"
 
 
-def test_a_key_in_two_shards_is_refused(tmp_path, transformer):
-    for name in ("a", "b"):
-        save_file(transformer, tmp_path / f"{name}.safetensors")
-    with pytest.raises(InputError, match="duplicate key: .* is in .*b.safetensors"):
-        convert(tmp_path, tmp_path / "out")
+def to_torch(tensor):
+    if tensor.dtype == ml_dtypes.bfloat16:
+        return torch.tensor(tensor.astype(np.float32)).bfloat16()
+    return torch.tensor(tensor)
 
 
-@pytest.mark.parametrize("model", ["wan_vae", "umt5"])
-def test_a_pickle_in_wans_layout_becomes_a_checkpoint(tmp_path, model):
-    oracle = {"wan_vae": oracles.vae, "umt5": oracles.text_encoder}[model]
-    state = oracles.in_original_layout(oracles.state_of(oracle()), model)
-    half = {key: torch.tensor(tensor).bfloat16() for key, tensor in state.items()}
-    torch.save(half, tmp_path / "model.pth")
-    manifest = convert(tmp_path / "model.pth", tmp_path / "out.safetensors")
-    assert (manifest["model"], manifest["layout"]) == (model, "original")
-    assert manifest["dtypes"] == ["bfloat16"]
-    params, _ = checkpoint.load(tmp_path / "out.safetensors")
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert count == sum(tensor.size for tensor in state.values())
+def save(path, tensors=TENSORS, **how):
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save({key: to_torch(tensor) for key, tensor in tensors.items()}, path, **how)
+    return path
 
 
-def test_the_command_says_what_is_wrong_and_leaves_nothing(tmp_path, capsys, monkeypatch):
-    state = oracles.in_original_layout(oracles.state_of(oracles.text_encoder()), "umt5")
-    del state["blocks.1.ffn.fc2.weight"]
-    save_file(state, tmp_path / "umt5.safetensors")
-    out = tmp_path / "out.safetensors"
-    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "umt5.safetensors"), str(out)])
-    assert main() == 2
-    assert "- blocks.1.ffn.fc2.weight" in capsys.readouterr().err
-    assert not out.exists()
+def equal(state, tensors=TENSORS):
+    assert state.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert (state[key].shape, state[key].dtype) == (tensor.shape, tensor.dtype)
+        found = np.asarray(state[key])
+        assert found.dtype == tensor.dtype
+        np.testing.assert_array_equal(found, tensor)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.pt", "x.bin"])
+def test_every_kind_of_file_is_read_to_the_bit(tmp_path, name):
+    equal(read_state([save(tmp_path / name)]))
+
+
+def test_pickles_from_before_zip_archives_are_read(tmp_path):
+    equal(read_state([save(tmp_path / "x.pth", _use_new_zipfile_serialization=False)]))
+
+
+def test_tensors_stay_on_disk_until_they_are_asked_for(tmp_path):
+    """Numbers that change in the file after its names were read are the ones that are seen."""
+    path = save(tmp_path / "x.safetensors", {"x": np.zeros(4, np.float32)})
+    state = read_state([path])
+    with path.open("r+b") as file:
+        file.seek(-16, 2)
+        file.write(np.ones(4, np.float32).tobytes())
+    np.testing.assert_array_equal(np.asarray(state["x"]), np.ones(4))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_set_of_shards_is_one_checkpoint(tmp_path, index):
+    save_shards(tmp_path, TENSORS, count=3, index=index)
+    (found,) = find_checkpoints(tmp_path)
+    equal(found.state())
+    assert len(found.files) == 3
+
+
+def test_single_files_are_one_checkpoint_each(tmp_path):
+    for name in ("a.safetensors", "deep/er/b.pth"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name)
+    assert [c.name.name for c in find_checkpoints(tmp_path)] == ["a.safetensors", "b.pth"]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    for folder, index in ((tmp_path / "with", True), (tmp_path / "without", False)):
+        shards = save_shards(folder, TENSORS, count=3, index=index)
+        shards[1].unlink()
+        with pytest.raises(InputError, match=f"{shards[1].name} is missing"):
+            [checkpoint.state() for checkpoint in find_checkpoints(folder)]
+
+
+def test_shards_of_two_sets_are_refused(tmp_path):
+    save_shards(tmp_path, TENSORS, count=3, index=False)
+    save_shards(tmp_path, TENSORS, count=2, index=False)
+    with pytest.raises(InputError, match="two sets are mixed .of 00002 and of 00003"):
+        find_checkpoints(tmp_path)
+
+
+def test_a_shard_that_the_index_does_not_list_is_refused(tmp_path):
+    save_shards(tmp_path, TENSORS, count=3, index=False)
+    save_shards(tmp_path, TENSORS, count=2, index=True)
+    with pytest.raises(InputError, match=f"of-00003.safetensors is not in {STEM}.safe.*two sets"):
+        find_checkpoints(tmp_path)
+
+
+def test_a_shard_of_another_download_is_named(tmp_path):
+    shards = save_shards(tmp_path, TENSORS)
+    save_file({"other.weight": np.zeros(1)}, shards[1])
+    with pytest.raises(InputError, match="00002-of-00002.safetensors is not the shard that .*"):
+        find_checkpoints(tmp_path)[0].state()
+
+
+def test_a_key_that_the_index_puts_elsewhere_is_named(tmp_path):
+    save_shards(tmp_path, TENSORS)
+    index = tmp_path / f"{STEM}.safetensors.index.json"
+    text = json.loads(index.read_text())
+    first, second = sorted(set(text["weight_map"].values()))
+    text["weight_map"] = {key: first for key in TENSORS} | {"d.weight": second}
+    index.write_text(json.dumps(text))
+    with pytest.raises(InputError, match="00001-of-.* is not the shard .*: b.weight is missing"):
+        find_checkpoints(tmp_path)[0].state()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../../secret.pth"}}']
+)
+def test_a_damaged_index_is_named(tmp_path, text):
+    save_shards(tmp_path, TENSORS)
+    (tmp_path / f"{STEM}.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match="safetensors.index.json (is damaged|does not name)"):
+        find_checkpoints(tmp_path)
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path):
+    shards = save_shards(tmp_path, TENSORS, index=False)
+    save_file(TENSORS, shards[1])
+    with pytest.raises(InputError, match="duplicate key: .* is in .*00002-of-00002.safetensors"):
+        find_checkpoints(tmp_path)[0].state()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_a_truncated_source_is_named(tmp_path, name):
-    path = tmp_path / name
-    state = {"token_embedding.weight": np.ones((64, 64), np.float32)}
-    if path.suffix == ".pth":
-        torch.save({key: torch.tensor(tensor) for key, tensor in state.items()}, path)
-    else:
-        save_file(state, path)
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(InputError, match=f"{name} is damaged"):
-        convert(path, tmp_path / "out")
+@pytest.mark.parametrize("keep", [0, 100, -30])
+def test_a_truncated_source_is_named(tmp_path, name, keep):
+    path = save(tmp_path / name, {"x": np.ones((64, 64), np.float32)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=f"{name} is damaged") as error:
+        read_state([path])
+    assert "\n" not in str(error.value)
 
 
-def test_a_pickle_of_anything_but_tensors_is_refused(tmp_path):
-    torch.save({"step": 3}, tmp_path / "model.pth")
+class Touch:
+    """Unpickles by making a file: what a malicious checkpoint could do, and more."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
+    evil = {"a.weight": torch.zeros(1), "b": Touch(tmp_path / "pwned")}
+    torch.save(evil, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="evil.pth is damaged or holds more than tensors: refused"):
+        read_state([tmp_path / "evil.pth"])
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
+    with (tmp_path / "plain.bin").open("wb") as file:
+        pickle.dump(evil["b"], file)
+    with pytest.raises(InputError, match="plain.bin is damaged or"):
+        read_state([tmp_path / "plain.bin"])
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("content", [{"step": 3}, [torch.zeros(1)], {"model": {}}])
+def test_a_pickle_of_anything_but_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pth")
     with pytest.raises(InputError, match="model.pth is not a flat dictionary of tensors"):
-        convert(tmp_path / "model.pth", tmp_path / "out")
+        read_state([tmp_path / "model.pth"])
 
 
-def test_other_sources_are_refused(tmp_path):
-    save_file({"conv.weight": np.zeros(1)}, tmp_path / "other.safetensors")
-    (tmp_path / "empty").mkdir()
+def test_pickles_without_torch_say_what_to_install(tmp_path, monkeypatch):
+    path = save(tmp_path / "model.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"model.pth: .* needs torch: pip install 'ic-jax\[conv"):
+        read_state([path])
+    equal(read_state([save_safely(tmp_path)]))
+
+
+def save_safely(folder):
+    save_file(TENSORS, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    for name, reason in {
-        "missing.pth": "no such file",
-        "empty": "no .safetensors file",
-        "notes.txt": "expected .safetensors",
-        "other.safetensors": "expected one Wan transformer.*conv.weight",
-    }.items():
+    for name, reason in {"missing.pth": "no such file", "notes.txt": "expected .safetens"}.items():
         with pytest.raises(InputError, match=reason):
-            convert(tmp_path / name, tmp_path / "out")
-
-
-def test_a_key_that_sizes_are_read_from_may_be_the_missing_one(transformer):
-    broken = {key: tensor for key, tensor in transformer.items() if key != "proj_out.weight"}
-    with pytest.raises(InputError, match="- proj_out.weight"):
-        wan_dit.config(broken, "diffusers")
-
-
-def test_text_encoder_may_come_with_its_tied_embedding_under_either_name():
-    state = oracles.state_of(oracles.text_encoder())
-    table = umt5.table("transformers")
-    assert {"shared.weight", "encoder.embed_tokens.weight"} <= state.keys()
-    assert umt5.config(canonical(state, table), "transformers").vocab == 100
-    del state["shared.weight"]
-    assert umt5.config(canonical(state, table), "transformers").vocab == 100
+            read_state([tmp_path / name])
+    (tmp_path / "model.gguf").write_text("")
+    with pytest.raises(InputError, match="model.gguf: .gguf is not read"):
+        find_checkpoints(tmp_path)
+    with pytest.raises(InputError, match="no such file or folder: .*missing"):
+        find_checkpoints(tmp_path / "missing")
