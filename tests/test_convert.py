@@ -17,7 +17,7 @@ TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).astype(ml_dtypes.bfloat16),
     "b.weight": np.arange(4, dtype=np.float16),
     "c.weight": np.full((1, 2), 0.1, np.float32),
-    "d.weight": np.float32(3).reshape(()),
+    "d.weight": np.array(3, np.float32),
 }
 STEM = "diffusion_pytorch_model"
 
