@@ -97,7 +97,7 @@ def _converted(folder: Path) -> dict[str, Any]:
         "checkpoint": str(folder),
         "variant": manifest["variant"],
         "components": components,
-        "loras": manifest.get("loras", []),
+        "loras": [lora["file"] for lora in manifest.get("loras", [])],
         "calibration": manifest.get("calibration", {}),
     }
 
