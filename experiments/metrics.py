@@ -93,6 +93,18 @@ def bootstrap(
     return Interval(float(values.mean()), float(low), float(high))
 
 
+def wilson(right: int, n: int) -> Interval:
+    """A share of `n` independent trials, with its 95 % interval by Wilson's score.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    Unlike the normal interval it stays within [0, 1] and keeps a width where all are right.
+    """
+    z, share = 1.959964, right / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, float(centre - half), float(centre + half))
+
+
 def _gradient_energy(luma, region, scale):
     boxes, inside = _box_sums(luma, scale) / scale**2, _box_sums(region * 1.0, scale)
     inside = inside > scale**2 - 0.5

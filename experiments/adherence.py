@@ -1,0 +1,268 @@
+"""How well prompts steer the small model: edits of held-out scenes, judged by a classifier.
+
+    python -m experiments.adherence
+
+writes experiments/results/adherence.md, .json and .png. A third of the tasks chooses the guidance
+scale, the others report it. Every edit's result is kept under .data/adherence, so that a run
+that was cut off goes on where it stopped.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from experiments import classifier
+from experiments.adherence_report import NEW, NONE, OLD, SCALES, Facts, best_scale, report
+from experiments.classifier import classify
+from experiments.edit_scenes import EditTask, edit_tasks
+from ic_jax.checkpoint import load
+from ic_jax.geometry.mask import MaskOperator
+from ic_jax.model import Model, find_model, load_model
+from ic_jax.models import wan_vae
+from ic_jax.pipeline import Observation, Scene, Settings, begin, finish, observe, proceed
+from ic_jax.report import psnr_db
+from ic_jax.text import embed_prompts
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+RESULTS = Path("experiments/results")
+SHEET_TASKS = 8
+
+
+@dataclass
+class Arguments:
+    """Measure how often an edit shows what its prompt asks for."""
+
+    model: str = "nano"
+    """"nano" or a folder of weights."""
+    tasks: int = 75
+    """Edits, of which the first third chooses the guidance scale and the others report it."""
+    steps: int = 24
+    data: Path = Path(".data")
+    results: Path = RESULTS
+
+
+class Arm(NamedTuple):
+    """What the generator is told, and how strongly."""
+
+    prompt: str
+    scale: float
+
+
+class Judged(NamedTuple):
+    """One edit's numbers, and its last frame."""
+
+    record: dict
+    frame: UInt8[np.ndarray, "h w 3"]
+
+
+# One edit -------------------------------------------------------------------------
+
+_observe = jax.jit(observe, static_argnames=("sizes", "settings"))
+_finish = jax.jit(finish, static_argnames="sizes")
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _round_trip(sizes, vae, clip: Float[Array, "t h w 3"]) -> Float[Array, "t h w 3"]:
+    return wan_vae.decode(sizes.vae, vae, wan_vae.encode(sizes.vae, vae, clip[None]))[0]
+
+
+@partial(jax.jit, static_argnames=("sizes", "settings"))
+def _sample(sizes, settings, weights, context, observation: Observation, key):
+    state, levels = begin(sizes, settings, key)
+    return proceed(sizes, settings, "dit", weights, context, observation, state, levels)
+
+
+class Study(NamedTuple):
+    """All that an edit's result depends on, besides the task's number and the arm."""
+
+    model: Model
+    judge: dict  # the classifier's parameters
+    tasks: list[EditTask]
+    contexts: dict[str, Float[np.ndarray, "l d"]]
+    steps: int
+
+
+class Source(NamedTuple):
+    """What every arm of a task has in common."""
+
+    observation: Observation
+    round_trip_db: float  # outside the mask
+
+
+def see(study: Study, number: int) -> Source:
+    """Forget what is under the mask, encode the rest, and ask how far to trust each latent."""
+    sizes, weights, task = study.model.variant, study.model.weights, study.tasks[number]
+    clip, keep = jnp.asarray(task.clip), jnp.asarray(~task.regenerate, jnp.float32)
+    scene = Scene(clip, MaskOperator(keep))
+    settings = Settings(response_scale=study.model.calibration.get("response_scale", 1.0))
+    observation = _observe(sizes, settings, weights, scene, scene, jax.random.key(number))
+    trip = np.asarray(_round_trip(sizes, weights.vae, clip))
+    return Source(observation, psnr_db(trip, task.clip, ~task.regenerate))
+
+
+def judged(study: Study, number: int, arm: Arm, source: Source) -> Judged:
+    """Make one edit, and say what it shows and what it cost outside the mask."""
+    began, task = time.time(), study.tasks[number]
+    sizes, weights = study.model.variant, study.model.weights
+    prompt = {NEW: task.captions[1], OLD: task.captions[0], NONE: ""}[arm.prompt]
+    context = jnp.stack([study.contexts[""], study.contexts[prompt]])
+    settings = Settings(steps=study.steps, guidance_scale=arm.scale)
+    # all arms of a task start from the same noise
+    key = jax.random.key(number)
+    state = _sample(sizes, settings, weights, context, source.observation, key)
+    clip = np.asarray(_finish(sizes, weights, state))
+    record = {
+        "task": number, **arm._asdict(), "asked": task.captions[1],
+        "seen": classify(study.judge, clip, task.boxes)._asdict(),
+        "before": task.looks[0]._asdict(), "after": task.looks[1]._asdict(),
+        "outside_db": psnr_db(clip, task.clip, ~task.regenerate),
+        "round_trip_outside_db": source.round_trip_db,
+        "masked": float(task.regenerate.mean()), "seconds": time.time() - began,
+    }  # fmt: skip
+    return Judged(record, _bytes(clip[-1]))
+
+
+def _bytes(frame) -> np.ndarray:
+    return np.round((np.clip(frame, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+# All of them ----------------------------------------------------------------------
+
+
+def kept(folder: Path, study: Study, number: int, arms: Sequence[Arm]) -> list[Judged]:
+    """A task's stored results, one per arm; those that are missing are made and stored."""
+    source = cache(partial(see, study, number))
+    files = [folder / f"{number:03d}_{a.prompt.replace(' ', '_')}_{a.scale}.npz" for a in arms]
+    for file, arm in zip(files, arms):
+        if not file.exists():
+            made = judged(study, number, arm, source())
+            partial_file = file.with_suffix(".partial.npz")
+            np.savez(partial_file, record=json.dumps(made.record), frame=made.frame)
+            partial_file.rename(file)
+    return [_stored(file) for file in files]
+
+
+def _stored(file: Path) -> Judged:
+    with np.load(file) as stored:
+        return Judged(json.loads(str(stored["record"])), stored["frame"])
+
+
+def fingerprint(study: Study) -> str:
+    """Changes with the weights, the judge, the tasks and every setting of the sampler."""
+    recipe = study.model.variant, sorted(study.model.calibration.items()), Settings(), study.steps
+    digest = hashlib.sha256(repr(recipe).encode())
+    boxes, captions = zip(*((task.boxes, task.captions) for task in study.tasks))
+    digest.update(repr(captions).encode())
+    everything = study.model.weights, study.judge, study.contexts, boxes
+    for leaf in jax.tree.leaves(everything):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def prepare(arguments: Arguments) -> Study:
+    """The model, the judge, the tasks and their prompts' embeddings."""
+    model = load_model(arguments.model)
+    sizes = model.variant
+    judge = classifier.trained(model, arguments.data)
+    size = sizes.frames, sizes.height, sizes.width
+    tasks = list(edit_tasks(arguments.data / "edits", arguments.tasks, *size))
+    prompts = ["", *sorted({caption for task in tasks for caption in task.captions})]
+    embedded = embed_prompts(find_model(arguments.model), sizes, prompts)
+    contexts = dict(zip(prompts, np.asarray(embedded.context), strict=True))
+    return Study(model, judge, tasks, contexts, arguments.steps)
+
+
+def judge_the_judge(study: Study, data: Path) -> dict[str, list]:
+    """Whether the classifier is right on true clips: its own test set, and these tasks'."""
+    found = classifier.accuracy(study.judge, study.model, data)
+    trip = partial(_round_trip, study.model.variant, study.model.weights.vae)
+    found["true edits"] = _rights(study, lambda task: task.edited)
+    found["true edits after the autoencoder"] = _rights(
+        study, lambda task: np.asarray(trip(jnp.asarray(task.edited)))
+    )
+    return {name: np.asarray(right).tolist() for name, right in found.items()}
+
+
+def _rights(study, view):
+    looks = [classify(study.judge, view(task), task.boxes) for task in study.tasks]
+    return [np.equal(look, task.looks[1]) for look, task in zip(looks, study.tasks)]
+
+
+def contact_sheet(study: Study, folder: Path, numbers: range, scale: float, path: Path) -> None:
+    """Last frames: the source with its mask, the true edit, and what each prompt made."""
+    picks = np.unique(np.linspace(numbers[0], numbers[-1], SHEET_TASKS).astype(int))
+    columns = ("source and mask", "true edit", NEW, OLD, NONE)
+    figure, axes = plt.subplots(
+        len(picks), len(columns), figsize=(2.4 * len(columns), 1.95 * len(picks)), squeeze=False
+    )
+    for row, number in zip(axes, picks, strict=True):
+        task = study.tasks[number]
+        masked = np.where(task.regenerate[-1, ..., None], 1.0, task.clip[-1])
+        made = [one.frame for one in kept(folder, study, int(number), reported_arms(scale))]
+        for axis, frame in zip(row, (_bytes(masked), _bytes(task.edited[-1]), *made), strict=True):
+            axis.imshow(frame, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_xlabel(task.captions[1], fontsize=7, loc="left")
+    for axis, label in zip(axes[0], columns, strict=True):
+        axis.set_title(label, fontsize=10)
+    figure.tight_layout(pad=0.5)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def reported_arms(scale: float) -> tuple[Arm, ...]:
+    """With no prompt there is nothing to be guided towards."""
+    return Arm(NEW, scale), Arm(OLD, scale), Arm(NONE, 1.0)
+
+
+def facts(arguments: Arguments) -> Facts:
+    """The command that repeats this run, and how long the model was trained."""
+    given = " ".join(sys.argv[1:])
+    _, manifest = load(find_model(arguments.model) / "vae.safetensors")
+    stages = manifest["trained"].items()
+    trained = ", ".join(f"{r['steps']} steps ({name}, {r['minutes']} min)" for name, r in stages)
+    return Facts(f"python -m experiments.adherence {given}".strip(), arguments.steps, trained)
+
+
+def main(arguments: Arguments) -> None:
+    study = prepare(arguments)
+    folder = arguments.data / "adherence" / fingerprint(study)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def run(numbers: range, arms: Sequence[Arm]) -> list[dict]:
+        bar = tqdm(numbers, desc="tasks", mininterval=5)
+        return [one.record for n in bar for one in kept(folder, study, n, arms)]
+
+    third = len(study.tasks) // 3
+    choosing, reporting = range(third), range(third, len(study.tasks))
+    chosen = run(choosing, [Arm(NEW, scale) for scale in SCALES])
+    scale = best_scale(chosen)
+    reported = run(reporting, reported_arms(scale))
+    rights = judge_the_judge(study, arguments.data)
+    text, summary = report(chosen, reported, scale, rights, facts(arguments))
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    (arguments.results / "adherence.md").write_text(text)
+    (arguments.results / "adherence.json").write_text(summary)
+    contact_sheet(study, folder, reporting, scale, arguments.results / "adherence.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
