@@ -54,7 +54,7 @@ def converted(config, state):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_equals_diffusers_in_both_layouts(config):
+def test_equals_diffusers_in_every_layout(config):
     model = oracle(config)
     state = oracles.state_of(model)
     params = converted(config, state)
@@ -65,8 +65,10 @@ def test_equals_diffusers_in_both_layouts(config):
     assert 0.3 < np.sqrt(np.mean(out**2)) < 3
 
     original = oracles.in_original_layout(state, "wan_dit")
-    again = convert_state(original, wan_dit.table("original"), wan_dit.target(config))
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    packed = {f"model.diffusion_model.{key}": tensor for key, tensor in original.items()}
+    for relaid in (original, packed):
+        again = convert_state(relaid, wan_dit.table("original"), wan_dit.target(config))
+        jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 @pytest.mark.parametrize("form", ["text", "image"])
