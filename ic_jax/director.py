@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from . import framing, pipeline
 from .composite import composite
+from .edit import Edit
 from .errors import InputError
 from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
@@ -64,8 +65,11 @@ class Take(NamedTuple):
     seconds: dict[str, float]
 
 
-def resolve(settings: Settings, model: Model) -> Settings:
+def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings:
     """Settings with the model's own recommendation in place of every None.
+
+    An edit leans on its prompt more than a new view does, and shows what the model made of all
+    of the clip.
 
     Raises:
         InputError: a setting out of its range, or a name that does not exist.
@@ -78,8 +82,10 @@ def resolve(settings: Settings, model: Model) -> Settings:
         "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
         "shift": sizes.shift,
         "response_scale": model.calibration.get("response_scale", 1.0),
-        "composite": sizes.composite,
+        "composite": sizes.composite and not editing,
     }
+    if editing and sizes.edit_guidance_scale is not None:
+        recommended["guidance_scale"] = sizes.edit_guidance_scale
     if sizes.boundary is not None:
         recommended["guidance_scale_low"] = pipeline.guidance_scale(sizes, settings, "dit_low")
     unset = {n: value for n, value in recommended.items() if getattr(settings, n) is None}
@@ -112,7 +118,7 @@ def direct(
     """
     sizes, weights = model.variant, model.weights
     seconds: dict[str, float] = {}
-    settings = resolve(settings, model)
+    settings = resolve(settings, model, isinstance(footage, Edit))
     fit = framing.fit(footage.frames.shape[1:3], (sizes.height, sizes.width))
     small = footage.to_working(fit)
 

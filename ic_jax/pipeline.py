@@ -154,7 +154,7 @@ def _conditioning(
         known = known.any() & (jnp.arange(len(known)) == 0)[:, None, None] & jnp.ones_like(known)
     tokens = None
     if sizes.clip is not None:
-        tokens = encode_image(sizes.clip, weights.clip, filled[0])
+        tokens = encode_image(sizes.clip, weights.clip, filled[0], jnp.dtype(sizes.dtype))
         tokens = jnp.where(known.any(), tokens, 0.0)
     return Conditioning(condition(filled, known, encode), tokens)
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from .. import text
 from ..director import Footage, Take, direct, plan, resolve, timed
+from ..edit import Edit
 from ..errors import InputError
 from ..model import Model, find_model, identify, load_model
 from ..models.variants import Variant, variant
@@ -69,7 +70,7 @@ class Generator:
             note(line)
         with timed(seconds, "load model"):
             model = load_model(folder)._replace(variant=sizes)
-        settings = resolve(settings, model)
+        settings = resolve(settings, model, isinstance(footage, Edit))
         with progress_bar(len(plan(model, footage)) * settings.steps) as progress:
             take = direct(model, settings, footage, told.context, seed=self.seed, progress=progress)
         return Run(model, settings, take, told)

@@ -39,15 +39,12 @@ class Inpaint:
             self = self._of_the_sample()
         if self.mask is None:
             raise InputError(f"{self.clip}: what is to be made anew? pass --mask FILE, white there")
-        settings = self.settings
-        if settings.composite is None:
-            settings = dataclasses.replace(settings, composite=False)
         seconds: dict[str, float] = {}
         with output_folder(self.out) as folder:
             with timed(seconds, "read"):
                 clip = read_video(self.clip)
                 edit = load_edit(clip, self.mask)
-            run = self.generator.run(edit, settings, seconds)
+            run = self.generator.run(edit, self.settings, seconds)
             seconds |= run.take.seconds
             facts = delivery.measure(run.take, None)
             with timed(seconds, "write"):

@@ -32,6 +32,7 @@ class Variant:
     boundary: float | None = None
     """Noise level from which the first of two experts leads, in [0, 1]; None for one expert."""
     guidance_scale_low: float | None = None  # of the second
+    edit_guidance_scale: float | None = None  # where edits need another than new views
     negative_prompt: str = ""
     dtype: str = "bfloat16"  # of the transformer's matrix products
     chunk: int | None = 4  # frames that the autoencoder takes at a time; None for all
@@ -113,6 +114,7 @@ VARIANTS = {
         width=96,
         steps=24,
         guidance_scale=1.5,
+        edit_guidance_scale=5.0,
         shift=3.0,
         solver="euler",
         dtype="float32",

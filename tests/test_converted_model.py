@@ -1,0 +1,108 @@
+"""From a released folder to frames: convert, then recapture and inpaint with what came of it."""
+
+import json
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import released
+import sentencepiece
+from PIL import Image
+
+from ic_jax.geometry.camera import intrinsics_from_fov
+from ic_jax.model import load_model
+from ic_jax.models.variants import VARIANTS
+from ic_jax.video import read_video, write_video
+
+FRAMES, HEIGHT, WIDTH = 9, 16, 32
+SMALL = ["--frames", FRAMES, "--height", HEIGHT, "--width", WIDTH, "--steps", 3]
+TEXT = ["a goldfish swims in a bowl", "a turtle walks over the sand", "two boats pass a bridge"]
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    rows = released.rows()
+    for name in list(VARIANTS):
+        monkeypatch.delitem(VARIANTS, name)
+    for name, row in rows.items():
+        monkeypatch.setitem(VARIANTS, name, row)
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return (folder / "spiece.model").read_bytes()
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    write_video(tmp_path / "clip.mp4", frames, Fraction(16))
+    depth = np.full((FRAMES, HEIGHT, WIDTH), 3.0, np.float32)
+    lens = np.asarray(intrinsics_from_fov(60.0, HEIGHT, WIDTH))
+    np.savez(tmp_path / "depth.npz", depth=depth, kind="metric", intrinsics=lens)
+    white = np.zeros((HEIGHT, WIDTH), np.uint8)
+    white[4:12, 8:24] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+
+
+RELEASES = {
+    "T2V": (released.official, "Wan2.1-T2V-1.3B"),
+    "I2V": (lambda folder: released.official(folder, "i2v"), "Wan2.1-I2V-14B"),
+    "InP": (released.videox_fun, "Wan2.1-Fun-14B-InP"),
+    "two experts": (released.two_experts, "Wan2.2-T2V-A14B"),
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_released_folder_recaptures_and_inpaints(run, tmp_path, clip, pieces, release):
+    make, name = RELEASES[release]
+    source = make(tmp_path / name)
+    (source / "google" / "umt5-xxl" / "spiece.model").write_bytes(pieces)
+    code, stdout, stderr = run("convert", source, "model")
+    assert code == 0 and name in stdout, stderr
+    told = [*SMALL, "--model", "model", "--prompt", TEXT[0]]
+    code, _, stderr = run("recapture", "clip.mp4", "--depth", "depth.npz", "--out", "moved", *told)
+    assert code == 0, stderr
+    code, _, stderr = run("inpaint", "clip.mp4", "--mask", "mask.png", "--out", "edited", *told)
+    assert code == 0, stderr
+    for file in ("moved/recaptured.mp4", "edited/inpainted.mp4"):
+        assert read_video(tmp_path / file).frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    result = json.loads((tmp_path / "moved" / "result.json").read_text())
+    assert result["model"] == name and result["settings"]["solver"] == "unipc"
+    assert result["prompt"] == TEXT[0] and "JPEG" in result["negative_prompt"]
+    assert (result["settings"]["guidance_scale_low"] is None) == (release != "two experts")
+
+
+def test_matrices_are_bfloat16_and_the_rest_as_stored(run, tmp_path, pieces):
+    source = released.official(tmp_path / "Wan2.1-I2V-14B", "i2v")
+    (source / "google" / "umt5-xxl" / "spiece.model").write_bytes(pieces)
+    assert run("convert", source, tmp_path / "model")[0] == 0
+    weights = load_model(tmp_path / "model").weights
+    assert weights.dit_low is None
+    blocks = weights.dit["blocks"]
+    assert blocks["ffn_fc1"]["kernel"].dtype == blocks["self_attn"]["q"]["kernel"].dtype
+    assert blocks["ffn_fc1"]["kernel"].dtype == jnp.bfloat16
+    assert weights.clip["blocks"]["ffn"]["fc1"]["kernel"].dtype == jnp.bfloat16
+    for full in (
+        blocks["modulation"],
+        blocks["cross_norm"]["scale"],
+        weights.dit["time_embedding"]["fc1"]["kernel"],
+        weights.dit["head"]["linear"]["kernel"],
+    ):
+        assert full.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights.vae)} == {jnp.dtype("float32")}
