@@ -102,7 +102,7 @@ def wilson(right: int, n: int) -> Interval:
     z, share = 1.959964, right / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(share, float(centre - half), float(centre + half))
+    return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
 def _gradient_energy(luma, region, scale):
