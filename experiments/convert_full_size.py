@@ -10,8 +10,8 @@ held against diffusers'. The files, about 6 GB (28 GB with --text), are removed 
 
 import json
 import multiprocessing
+import os
 import platform
-import resource
 import shutil
 import threading
 import time
@@ -123,11 +123,11 @@ def measured(work: Callable[..., dict], *arguments) -> dict:
 
 
 def _watched(send, work: Callable[..., dict], arguments: tuple) -> None:
-    done, peak, before = threading.Event(), [0], _anonymous()
+    done, peak, before = threading.Event(), [0], _status("RssAnon")
 
     def watch() -> None:
         while not done.wait(0.02):
-            peak[0] = max(peak[0], _anonymous())
+            peak[0] = max(peak[0], _status("RssAnon"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -142,15 +142,17 @@ def _watched(send, work: Callable[..., dict], arguments: tuple) -> None:
             "seconds": round(seconds, 1),
             "anonymous_before": before,
             "anonymous_peak": peak[0],
-            "maxrss": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "resident_peak": _status("VmHWM"),
         }
     )
 
 
-def _anonymous() -> int:
-    """Bytes that this process itself holds: not file pages, which the kernel can take back."""
+def _status(field: str) -> int:
+    """Bytes, by a field of proc(5): RssAnon is what the process itself holds, VmHWM the most that
+    was ever resident, mapped files included; ru_maxrss would be inherited from the parent.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def convert(source: Path, out: Path) -> dict:
@@ -214,6 +216,12 @@ def compare(source: Path, out: Path) -> dict:
     }
 
 
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 # Reported -------------------------------------------------------------------------
 
 
@@ -224,7 +232,7 @@ def report(raw: dict) -> str:
     agrees = "Agrees" if compared["largest_difference"] <= TOLERANCE else "Disagrees"
     row = lambda name, r: (
         f"| {name} | {r['seconds']} s | {r['anonymous_before'] / GIB:.2f} |"
-        f" {r['anonymous_peak'] / GIB:.2f} | {r['maxrss'] / GIB:.2f} |"
+        f" {r['anonymous_peak'] / GIB:.2f} | {r['resident_peak'] / GIB:.2f} |"
     )
     count = sum(converted["parameters"].values())
     parts = ", ".join(f"{name} {n:,}" for name, n in converted["parameters"].items())
@@ -235,15 +243,15 @@ def report(raw: dict) -> str:
         f" {count:,} parameters ({parts}).", "",
         f"**{within}** the bound on host memory, the largest stacked tensor"
         f" ({converted['largest'] / GIB:.2f} GiB) and 2 GiB more: {bound / GIB:.2f} GiB.", "",
-        "| | time | anonymous memory before, GiB | at its peak, GiB | ru_maxrss, GiB |",
+        "| | time | anonymous memory before, GiB | at its peak, GiB | peak with file pages, GiB |",
         "| --- | --- | --- | --- | --- |",
         row("convert to a model folder", converted),
         row("load the transformer, as stored", loaded), "",
         "Each ran in a process of its own. Anonymous memory (RssAnon, sampled every 20 ms) is what"
-        " the process itself holds; ru_maxrss also counts pages of mapped files, which the kernel"
-        " takes back when they are needed elsewhere. Converting reads every source twice, once for"
-        f" its sha256; loading checks every tensor and ends with {loaded['bytes'] / GIB:.2f} GiB of"
-        " weights in memory.", "",
+        " the process itself holds; the last column (VmHWM) also counts pages of mapped files,"
+        " which the kernel takes back when they are needed elsewhere. Converting reads every source"
+        " twice, once for its sha256; loading checks every tensor and ends with"
+        f" {loaded['bytes'] / GIB:.2f} GiB of weights in memory.", "",
         f"**{agrees}** with diffusers' own reading of the source: the network with its block"
         f" {BLOCK} alone, at full width and in float32, differs by at most"
         f" {compared['largest_difference']:.1e} where the output's standard deviation is"
@@ -265,7 +273,7 @@ def main(arguments: Arguments) -> None:
             "convert": measured(convert, source, out),
             "load": measured(load, out),
             "compare": measured(compare, source, out),
-            "device": f"{platform.machine()} CPU, {jax.devices()[0].device_kind}",
+            "device": f"{_processor()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version()}
             | {package: version(package) for package in packages},
         }
