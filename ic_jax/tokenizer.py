@@ -12,7 +12,6 @@ from jaxtyping import Bool, Int
 from .errors import InputError
 from .models.umt5 import BYTE_OFFSET, BYTE_VOCAB, EOS, PAD, UMT5Config, byte_ids, padded
 
-UNKNOWN = 2
 # Tables of embeddings end in a few hundred rows that no piece uses.
 MOST_UNUSED = 1024
 QUOTED = 30
@@ -110,10 +109,11 @@ def clean(prompt: str) -> str:
 
 
 def _check(path: Path, pieces, vocab: int) -> None:
-    special = pieces.pad_id(), pieces.eos_id(), pieces.unk_id()
-    if special != (PAD, EOS, UNKNOWN):
+    special = pieces.pad_id(), pieces.eos_id()
+    if special != (PAD, EOS):
         raise InputError(
-            f"{path}: is the tokenizer of another model: its padding, end and unknown are {special}"
+            f"{path}: is the tokenizer of another model: its padding and end mark are {special}, "
+            f"not {(PAD, EOS)}"
         )
     found = pieces.get_piece_size()
     if not vocab - MOST_UNUSED <= found <= vocab:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_tokenizer import SPECIAL, train
 from tiny_model import TINY, random_like
+from tiny_tokenizer import COUNT, train
 
 from ic_jax import checkpoint, text
 from ic_jax.cli.embed import Embed
@@ -20,7 +20,7 @@ from ic_jax.models.variants import VARIANTS
 
 NANO = VARIANTS["nano"]
 BYTES = replace(TINY, dtype="float32")
-PIECES = replace(BYTES, umt5=replace(TINY.umt5, vocab=64))
+PIECES = replace(BYTES, umt5=replace(TINY.umt5, vocab=COUNT + 9))
 PROMPTS = ["blurred", "a red ball"]
 
 
@@ -30,7 +30,7 @@ def write_model(path, params):
     leaves = {key: np.asarray(leaf) for key, leaf in leaves.items()}
     with new_model_folder(path) as folder:
         tensors = write_component(folder / "umt5", leaves, leaves.items())
-        (folder / "spiece.model").write_bytes(train(SPECIAL))
+        (folder / "spiece.model").write_bytes(train())
         components = {"umt5": {"tensors": tensors}}
         write_manifest(folder, {"variant": "Wan2.1-T2V-1.3B", "components": components})
 
