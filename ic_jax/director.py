@@ -74,7 +74,7 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     Raises:
         InputError: a setting out of its range, or a name that does not exist.
     """
-    _check(settings)
+    check(settings)
     sizes = model.variant
     recommended = {
         "solver": sizes.solver,
@@ -123,19 +123,19 @@ def direct(
     small = footage.to_working(fit)
 
     with timed(seconds, "warp"):
-        observed, visible = observe(footage, sizes.frames)
+        observed, visible = observe(footage)
     if not visible.any():
         raise InputError("the new camera sees nothing of the source; use a smaller move")
 
     results = []
     for index, window in enumerate(plan(model, footage)):
-        part = filler = small.take(window)
-        if index:
-            part = part.hold(results[-1][-OVERLAP:])
+        part = small.take(window)
         key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
         progress("encode", 0)
         with timed(seconds, "encode"):
-            scene, filler = (Scene(_clip(s), s.operator()) for s in (part, filler))
+            scene = filler = _scene(part)
+            if index:
+                scene = _scene(part.hold(results[-1][-OVERLAP:]))
             seen = _observe(sizes, settings, weights, scene, filler, key)
             jax.block_until_ready(seen)
         with timed(seconds, "sample"):
@@ -152,7 +152,7 @@ def direct(
     generated = result = framing.from_working(joined, fit)
     if settings.composite:
         with timed(seconds, "composite"):
-            result = composited(generated, observed, visible, sizes.frames)
+            result = _composited(generated, observed, visible)
     return Take(result, generated, observed, visible, seconds)
 
 
@@ -164,11 +164,11 @@ def _one_by_one(parts: list[tuple[str, Level]]) -> Iterator[tuple[str, Level]]:
 
 
 def observe(
-    footage: Footage, chunk: int
+    footage: Footage,
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
-    """What of the result the source shows, at its own size, `chunk` frames at a time."""
+    """What of the result the source shows, at its own size."""
     observed, visible = [], []
-    for window in framing.windows(len(footage.frames), chunk, 0):
+    for window in _runs(len(footage.frames)):
         part = footage.take(window)
         operator = part.operator()
         observed.append(to_uint8(np.asarray(_apply(operator, _clip(part)))))
@@ -176,25 +176,33 @@ def observe(
     return tuple(framing.join(parts, 0, len(footage.frames)) for parts in (observed, visible))
 
 
-def composited(
+def _composited(
     generated: UInt8[np.ndarray, "t h w 3"],
     observed: UInt8[np.ndarray, "t h w 3"],
     visible: Float[np.ndarray, "t h w"],
-    chunk: int,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """`composite` of bytes, `chunk` frames at a time: every frame stands alone."""
+    """`composite` of bytes: every frame stands alone."""
     parts = []
-    for window in framing.windows(len(generated), chunk, 0):
+    for window in _runs(len(generated)):
         a, b, share = (framing.take(clip, window) for clip in (generated, observed, visible))
         parts.append(to_uint8(np.asarray(_composite(to_float(a), to_float(b), share))))
     return framing.join(parts, 0, len(generated))
+
+
+def _runs(frames: int) -> list[range]:
+    return framing.windows(frames, min(frames, framing.FRAMES_AT_ONCE), 0)
+
+
+def _scene(footage: Footage) -> Scene:
+    return Scene(_clip(footage), footage.operator())
 
 
 def _clip(footage: Footage) -> jax.Array:
     return jnp.asarray(to_float(footage.frames))
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
+    """Raises InputError for a setting out of its range, or a name that does not exist."""
     for name, known in (
         ("latent_mask", MASKS),
         ("consistency", CONSISTENCIES),

@@ -12,16 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from . import framing
 from .errors import InputError
 from .fill import push_pull
 from .geometry.mask import MaskOperator
 from .video import IMAGE_SUFFIXES, Clip, read_video, to_float, to_uint8
-
-# Frames are smoothed over in runs of this length: it bounds the memory and changes nothing else.
-FRAMES_AT_ONCE = 8
 
 # Grey values above it are white: a compressed mask is not exactly black or white.
 THRESHOLD = 127
@@ -78,7 +75,7 @@ def load_edit(clip: Clip, mask_path: str | Path) -> Edit:
 def forget(frames: UInt8[np.ndarray, "t h w 3"], keep: Bool[np.ndarray, "t h w"]) -> Edit:
     """An edit that knows nothing of the pixels that are not kept."""
     smooth = []
-    for window in framing.windows(len(frames), FRAMES_AT_ONCE, 0):
+    for window in framing.windows(len(frames), framing.FRAMES_AT_ONCE, 0):
         part, weight = (framing.take(leaf, window) for leaf in (frames, keep))
         clip = to_float(part) * weight[..., None]
         smooth.append(to_uint8(np.asarray(_push_pull(clip, jnp.asarray(weight, jnp.float32)))))
@@ -91,7 +88,7 @@ def _read_white(path: Path) -> Bool[np.ndarray, "t h w"]:
         return read_video(path).frames.mean(axis=-1) > THRESHOLD
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("L"))[None] > THRESHOLD
+            return np.asarray(ImageOps.exif_transpose(image).convert("L"))[None] > THRESHOLD
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file or folder; check the path of the mask") from error
     except (UnidentifiedImageError, OSError) as error:

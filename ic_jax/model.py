@@ -102,13 +102,13 @@ def matrices_as(dtype: str):
         in_float32 = modules and modules[0] in ("time_embedding", "head")
         if in_float32 or last not in ("kernel", "embedding"):
             return leaf
-        return leaf.astype(jnp.dtype(dtype))
+        return leaf.astype(jnp.dtype(dtype), copy=False)
 
     return cast
 
 
 def _as_float32(name: str, leaf: np.ndarray) -> np.ndarray:
-    return leaf.astype(np.float32)
+    return leaf.astype(np.float32, copy=False)
 
 
 def _is_two_files(folder: Path) -> bool:
@@ -116,12 +116,12 @@ def _is_two_files(folder: Path) -> bool:
 
 
 def _of_parts(folder: Path, sizes: Variant) -> dict[str, PyTree]:
-    casts = {"vae": _as_float32}
     parts = {}
     for name, target in expected_shapes(sizes).items():
-        cast = casts.get(name, matrices_as(sizes.dtype))
-        # One after the other onto the device: the host never holds two.
-        parts[name] = jax.tree.map(jnp.asarray, load_component(folder, name, target, cast))
+        cast = _as_float32 if name == "vae" else matrices_as(sizes.dtype)
+        # Leaf by leaf onto the device: the host never holds a network.
+        to_device = lambda key, leaf, cast=cast: jnp.asarray(cast(key, leaf))
+        parts[name] = load_component(folder, name, target, to_device)
     return parts
 
 

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .conditioning import condition
 from .fill import fill
 from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
-from .latent_mask import MASKS, LatentMask, Measurement
+from .latent_mask import MASKS, Encode, LatentMask, Measurement
 from .model import Weights
 from .models import wan_vae
 from .models.clip_vision import encode_image
@@ -62,7 +62,7 @@ class Settings:
     shift: float | None = None
     """Shift of the noise levels: larger spends more steps on noise."""
     renoise: float = 0.0
-    """Share of the noise that is drawn anew at every step, in [0, 1]; for euler."""
+    """Share of the noise drawn anew at every step, in [0, 1]; costs unipc and dpmpp_2m an order."""
     response_scale: float | None = None
     """Scale of the error variance of the response mask."""
     conditioning: bool = True
@@ -138,25 +138,28 @@ def observe(
         scale = 1.0 if settings.response_scale is None else settings.response_scale
         construct = partial(construct, scale=scale)
     mask = construct(scene.operator, encode, measurement, key)
-    known = (visible > 0.5) & settings.conditioning
-    return Observation(
-        observed, measurement, mask, _conditioning(sizes, weights, filled, known, encode)
-    )
+    told = None
+    if sizes.conditioning is not None:
+        told = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
+        told = told if settings.conditioning else jax.tree.map(jnp.zeros_like, told)
+    return Observation(observed, measurement, mask, told)
 
 
 def _conditioning(
-    sizes: Variant, weights: Weights, filled: Array, known: Array, encode: Callable
-) -> Conditioning | None:
-    """Native inputs, as the model was trained: any mask, or the first frame alone."""
-    if sizes.conditioning is None:
-        return None
+    sizes: Variant,
+    weights: Weights,
+    measurement: Measurement,
+    known: Bool[Array, "t h w"],
+    encode: Encode,
+) -> Conditioning:
+    """What the model was trained to be shown: any known pixels, or those of the first frame."""
     if sizes.conditioning == "first_frame":
-        known = known.any() & (jnp.arange(len(known)) == 0)[:, None, None] & jnp.ones_like(known)
+        known = known & (jnp.arange(len(known)) == 0)[:, None, None]
     tokens = None
     if sizes.clip is not None:
-        tokens = encode_image(sizes.clip, weights.clip, filled[0], jnp.dtype(sizes.dtype))
-        tokens = jnp.where(known.any(), tokens, 0.0)
-    return Conditioning(condition(filled, known, encode), tokens)
+        frame, dtype = measurement.clip[0], jnp.dtype(sizes.dtype)
+        tokens = encode_image(sizes.clip, weights.clip, frame, dtype)
+    return Conditioning(condition(measurement.clip, known, encode), tokens)
 
 
 def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State, Level]:

@@ -104,6 +104,7 @@ PNG, MP4 = ["--mask", "mask.png"], ["--mask", "mask.mp4"]
         (mask(0.5), [*PNG, "--solver", "rk4"], "unknown --solver 'rk4'; one of euler"),
         (mask(0.5), [*PNG, "--frames", "16"], "--frames is 16; give 1 plus a multiple of 4"),
         (mask(0.5), [*PNG, "--height", "70"], "--height is 70; give a multiple of 16"),
+        (mask(0.5), [*PNG, "--seed", "9223372036854775808"], "--seed is 9223372036854775808"),
         (mask(0.5), [*PNG, "--context", "absent.safetensors"], "absent.safetensors"),
     ],
 )

@@ -105,6 +105,15 @@ def test_a_mask_that_cannot_be_read_is_one_line(clip, tmp_path, name, content, s
         load_edit(clip, tmp_path / name)
 
 
+@pytest.mark.parametrize("size", [13, 7, 30, 41, 1])
+def test_a_mask_at_another_size_covers_exactly_what_it_touches(size):
+    for at in range(20):
+        mask = np.arange(20) == at
+        scaled = framing.any_within(mask[None, None], (1, size))[0, 0]
+        left, right = np.arange(size) * 20 / size, np.arange(1, size + 1) * 20 / size
+        np.testing.assert_array_equal(scaled, (left < at + 1) & (right > at))
+
+
 def test_a_scaled_mask_never_keeps_a_pixel_that_holds_a_hidden_one():
     fit = framing.fit((HEIGHT, WIDTH), (16, 32))
     hidden = framing.to_working(np.repeat(255 * box().astype(np.uint8)[..., None], 3, -1), fit)

@@ -138,6 +138,13 @@ def test_what_an_image_model_is_shown_is_the_known_part_alone(moved):
     assert not np.any(off.conditioning.channels) and not np.any(off.conditioning.tokens)
 
 
+def test_of_a_first_frame_with_holes_only_the_pixels_that_were_seen_count_as_known(moved):
+    sizes = replace(SHOWN, conditioning="first_frame")
+    observation = pipeline.observe(sizes, Settings(), tiny_weights(sizes), moved, moved, KEY)
+    shown = observation.conditioning.channels[..., :4]
+    assert 0 < float(shown[0].mean()) < 1 and not np.any(shown[1:])
+
+
 TWO = replace(TINY, boundary=0.8, guidance_scale_low=1.0, steps=6)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from .. import text
-from ..director import Footage, Take, direct, plan, resolve, timed
+from ..director import Footage, Take, check, direct, plan, resolve, timed
 from ..edit import Edit
 from ..errors import InputError
 from ..model import Model, find_model, identify, load_model
@@ -59,9 +59,14 @@ class Generator:
     def run(self, footage: Footage, settings: Settings, seconds: dict[str, float]) -> Run:
         """Encode the prompts, free the text encoder, load the model, and direct.
 
+        What can be wrong without them is looked at before any weights are read.
+
         Raises:
             InputError: a model, a size or a setting that does not exist or does not fit.
         """
+        check(settings)
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^63 - 1")
         folder = find_model(self.model)
         sizes = variant(identify(folder)[0]).resized(self.frames, self.height, self.width)
         with timed(seconds, "text"):

@@ -10,9 +10,6 @@ from ..output import output_folder, write_result
 from .console import report, rounded
 from .source import Flat, Source
 
-# Bounds the memory and changes nothing else.
-FRAMES_AT_ONCE = 8
-
 
 @dataclass(frozen=True)
 class Warp:
@@ -28,7 +25,7 @@ class Warp:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
             with timed(seconds, "warp"):
-                warped, visible = observe(shot, min(len(shot.frames), FRAMES_AT_ONCE))
+                warped, visible = observe(shot)
             if not visible.any():
                 raise InputError("the new camera sees nothing of the clip; use a smaller move")
             facts = {"coverage": round(float(visible.mean()), 4)}

@@ -164,6 +164,16 @@ VARIANTS = {
         boundary=0.9,
         guidance_scale_low=3.5,
     ),
+    # Of the same sizes, and sampled alike: no other recommendation of its authors is known to us.
+    "Wan2.2-Fun-A14B-InP": _wan(
+        _I2V_14B,
+        steps=40,
+        guidance_scale=3.5,
+        shift=5.0,
+        conditioning="inpaint",
+        boundary=0.9,
+        guidance_scale_low=3.5,
+    ),
 }
 
 

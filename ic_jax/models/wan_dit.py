@@ -276,7 +276,11 @@ class _Head(nn.Module):
 def _dense(
     features: int, dtype: DTypeLike, name: str, kernel_init=init.xavier_uniform()
 ) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+    # What is float32 by design stays so on GPU and TPU, whose default is a shorter mantissa.
+    precision = "highest" if jnp.dtype(dtype) == jnp.float32 else None
+    return nn.Dense(
+        features, dtype=dtype, precision=precision, kernel_init=kernel_init, name=name
+    )
 
 
 # The fast variance, E[x²] - E[x]², loses digits.
