@@ -2,8 +2,8 @@
 
     python -m experiments.adherence
 
-writes experiments/results/adherence.md, .json and .png. A third of the tasks chooses the guidance
-scale, the others report it. Every edit's result is kept under .data/adherence, so that a run
+writes experiments/results/adherence.md, .json and .png. A third of the tasks chooses the guidance,
+the others report it. Every edit's result is kept under .data/adherence, so that a run
 that was cut off goes on where it stopped.
 """
 
@@ -26,7 +26,17 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from experiments import classifier
-from experiments.adherence_report import NEW, NONE, OLD, SCALES, Facts, best_scale, report
+from experiments.adherence_report import (
+    GUIDANCES,
+    NEW,
+    NONE,
+    NOTHING,
+    OLD,
+    Facts,
+    Guidance,
+    best_guidance,
+    report,
+)
 from experiments.classifier import classify
 from experiments.edit_scenes import EditTask, edit_tasks
 from ic_jax.checkpoint import load
@@ -51,16 +61,17 @@ class Arguments:
     model: str = "nano"
     """"nano" or a folder of weights."""
     tasks: int = 75
-    """Edits, of which the first third chooses the guidance scale and the others report it."""
+    """Edits, of which the first third chooses the guidance and the others report it."""
     steps: int = 24
     data: Path = Path(".data")
     results: Path = RESULTS
 
 
 class Arm(NamedTuple):
-    """What the generator is told, and how strongly."""
+    """What the generator is told, against what, and how strongly."""
 
     prompt: str
+    against: str
     scale: float
 
 
@@ -120,8 +131,8 @@ def judged(study: Study, number: int, arm: Arm, source: Source) -> Judged:
     """Make one edit, and say what it shows and what it cost outside the mask."""
     began, task = time.time(), study.tasks[number]
     sizes, weights = study.model.variant, study.model.weights
-    prompt = {NEW: task.captions[1], OLD: task.captions[0], NONE: ""}[arm.prompt]
-    context = jnp.stack([study.contexts[""], study.contexts[prompt]])
+    texts = {NEW: task.captions[1], OLD: task.captions[0], NONE: "", NOTHING: ""}
+    context = jnp.stack([study.contexts[texts[told]] for told in (arm.against, arm.prompt)])
     settings = Settings(steps=study.steps, guidance_scale=arm.scale)
     # all arms of a task start from the same noise
     key = jax.random.key(number)
@@ -148,7 +159,7 @@ def _bytes(frame) -> np.ndarray:
 def kept(folder: Path, study: Study, number: int, arms: Sequence[Arm]) -> list[Judged]:
     """A task's stored results, one per arm; those that are missing are made and stored."""
     source = cache(partial(see, study, number))
-    files = [folder / f"{number:03d}_{a.prompt.replace(' ', '_')}_{a.scale}.npz" for a in arms]
+    files = [folder / f"{number:03d}_{'_'.join(map(str, a))}.npz".replace(" ", "_") for a in arms]
     for file, arm in zip(files, arms):
         if not file.exists():
             made = judged(study, number, arm, source())
@@ -204,7 +215,9 @@ def _rights(study, view):
     return [np.equal(look, task.looks[1]) for look, task in zip(looks, study.tasks)]
 
 
-def contact_sheet(study: Study, folder: Path, numbers: range, scale: float, path: Path) -> None:
+def contact_sheet(
+    study: Study, folder: Path, numbers: range, guidance: Guidance, path: Path
+) -> None:
     """Last frames: the source with its mask, the true edit, and what each prompt made."""
     picks = np.unique(np.linspace(numbers[0], numbers[-1], SHEET_TASKS).astype(int))
     columns = ("source and mask", "true edit", NEW, OLD, NONE)
@@ -214,7 +227,7 @@ def contact_sheet(study: Study, folder: Path, numbers: range, scale: float, path
     for row, number in zip(axes, picks, strict=True):
         task = study.tasks[number]
         masked = np.where(task.regenerate[-1, ..., None], 1.0, task.clip[-1])
-        made = [one.frame for one in kept(folder, study, int(number), reported_arms(scale))]
+        made = [one.frame for one in kept(folder, study, int(number), reported_arms(guidance))]
         for axis, frame in zip(row, (_bytes(masked), _bytes(task.edited[-1]), *made), strict=True):
             axis.imshow(frame, interpolation="nearest")
             axis.set_xticks([])
@@ -227,9 +240,9 @@ def contact_sheet(study: Study, folder: Path, numbers: range, scale: float, path
     plt.close(figure)
 
 
-def reported_arms(scale: float) -> tuple[Arm, ...]:
+def reported_arms(guidance: Guidance) -> tuple[Arm, ...]:
     """With no prompt there is nothing to be guided towards."""
-    return Arm(NEW, scale), Arm(OLD, scale), Arm(NONE, 1.0)
+    return Arm(NEW, *guidance), Arm(OLD, NOTHING, guidance.scale), Arm(NONE, NOTHING, 1.0)
 
 
 def facts(arguments: Arguments) -> Facts:
@@ -252,15 +265,15 @@ def main(arguments: Arguments) -> None:
 
     third = len(study.tasks) // 3
     choosing, reporting = range(third), range(third, len(study.tasks))
-    chosen = run(choosing, [Arm(NEW, scale) for scale in SCALES])
-    scale = best_scale(chosen)
-    reported = run(reporting, reported_arms(scale))
+    chosen = run(choosing, [Arm(NEW, *one) for one in GUIDANCES])
+    guidance = best_guidance(chosen)
+    reported = run(reporting, reported_arms(guidance))
     rights = judge_the_judge(study, arguments.data)
-    text, summary = report(chosen, reported, scale, rights, facts(arguments))
+    text, summary = report(chosen, reported, guidance, rights, facts(arguments))
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "adherence.md").write_text(text)
     (arguments.results / "adherence.json").write_text(summary)
-    contact_sheet(study, folder, reporting, scale, arguments.results / "adherence.png")
+    contact_sheet(study, folder, reporting, guidance, arguments.results / "adherence.png")
     print(text)
 
 

@@ -13,8 +13,22 @@ from experiments.metrics import bootstrap, wilson
 from experiments.scenes import COLOURS, SHAPES
 
 NEW, OLD, NONE = "new prompt", "old prompt", "no prompt"
-SCALES = (1.5, 3.0, 5.0)
-"""Guidance scales to choose from."""
+NOTHING = "nothing"
+
+
+class Guidance(NamedTuple):
+    """How strongly a prompt is told, and against which: `NOTHING`, or the clip's `OLD` one."""
+
+    against: str
+    scale: float
+
+    def __str__(self) -> str:
+        return f"{self.scale:g} against {self.against}"
+
+
+GUIDANCES = tuple(Guidance(NOTHING, scale) for scale in (1.5, 3.0, 5.0)) + tuple(
+    Guidance(OLD, scale) for scale in (2.0, 3.0, 5.0))
+"""What there is to choose from."""
 
 CLASSIFIER_TARGET = 0.95
 SUCCESS_TARGET = 0.70
@@ -37,9 +51,9 @@ class Verdict(NamedTuple):
     found: str
 
 
-def best_scale(records: Records) -> float:
-    """The guidance scale with most successes; the smaller one of equals."""
-    return max(SCALES, key=lambda scale: (successes(_scaled(records, scale)).sum(), -scale))
+def best_guidance(records: Records) -> Guidance:
+    """The guidance with most successes; the weaker one of equals, and the earlier one of those."""
+    return max(GUIDANCES, key=lambda one: (successes(_guided(records, one)).sum(), -one.scale))
 
 
 def agreement(records: Records, wanted: str = "after") -> Bool[np.ndarray, "n 2"]:
@@ -60,7 +74,7 @@ def losses(records: Records) -> Float[np.ndarray, " n"]:
 
 
 def report(
-    chosen: Records, reported: Records, scale: float, rights: dict[str, list], facts: Facts
+    chosen: Records, reported: Records, guidance: Guidance, rights: dict[str, list], facts: Facts
 ) -> tuple[str, str]:
     """The page in Markdown and the raw numbers in JSON."""
     arms = {prompt: [r for r in reported if r["prompt"] == prompt] for prompt in (NEW, OLD, NONE)}
@@ -68,7 +82,7 @@ def report(
     device = f"{jax.devices()[0].device_kind} ({platform.processor() or platform.machine()})"
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "flax", "numpy"))
     seconds = sum(r["seconds"] for r in chosen + reported)
-    scaled = {f"{scale:g}": _scaled(chosen, scale) for scale in SCALES}
+    guided = {str(one): _guided(chosen, one) for one in GUIDANCES}
     page = "\n".join([
         "# Do edits show what their prompts ask for?", "",
         f"`{facts.command}`", "",
@@ -84,9 +98,10 @@ def report(
         "## The classifier on true clips", "", *_classifier_table(rights),
         "The first two rows are objects of clips that it was not trained on; the others are this"
         " study's scenes, with the object truly replaced.", "",
-        f"## Choosing the guidance scale (tasks 0 to {_last(chosen)})", "",
-        *_arm_table("guidance scale", scaled),
-        f"## Reported: scale {scale:g}, on the other tasks", "", *_arm_table("told", arms),
+        f"## Choosing the guidance (tasks 0 to {_last(chosen)})", "",
+        "Its scale, and whether the negative prompt is nothing or the clip's old caption.", "",
+        *_arm_table("guidance", guided),
+        f"## Reported: {guidance}, on the other tasks", "", *_arm_table("told", arms),
         "Success: the new colour and the new shape at once. Unchanged: the old colour and shape"
         " came back. Loss: PSNR outside the mask, against the source, below that of the"
         " autoencoder's round trip of the source: mean / worst. 95 % intervals: Wilson's for"
@@ -98,7 +113,7 @@ def report(
     raw = {
         "facts": facts._asdict(),
         "verdicts": [verdict._asdict() for verdict in verdicts],
-        "guidance_scale": scale,
+        "guidance": guidance._asdict(),
         "classifier": rights,
         "choosing": chosen,
         "reporting": reported,
@@ -149,8 +164,8 @@ def _classifier_table(rights: dict[str, list]) -> list[str]:
     return [*_lines(rows), ""]
 
 
-def _scaled(records: Records, scale: float) -> Records:
-    return [record for record in records if record["scale"] == scale]
+def _guided(records: Records, guidance: Guidance) -> Records:
+    return [r for r in records if (r["against"], r["scale"]) == guidance]
 
 
 def _gain(arms, than):

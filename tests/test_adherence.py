@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from experiments import adherence_report
-from experiments.adherence_report import NEW, NONE, OLD, SCALES, Facts, best_scale, report
+from experiments.adherence_report import (
+    GUIDANCES,
+    NEW,
+    NONE,
+    NOTHING,
+    OLD,
+    Facts,
+    Guidance,
+    best_guidance,
+    report,
+)
 from experiments.classifier import FRAMES as CROP_FRAMES
 from experiments.classifier import SIDE, classify, crops, normalised, train
 from experiments.edit_scenes import (
@@ -156,29 +166,31 @@ def test_training_tells_colours_apart():
 # The report ---------------------------------------------------------------------------
 
 
-def record(number, prompt, scale, seen, loss=0.5):
+def record(number, prompt, against, scale, seen, loss=0.5):
     look = lambda colour, shape: {"colour": colour, "shape": shape}
     return {
-        "task": number, "prompt": prompt, "scale": scale, "asked": "a blue cube", "masked": 0.2,
+        "task": number, "prompt": prompt, "against": against, "scale": scale, "asked": "a blue cube", "masked": 0.2,
         "seen": look(*seen), "before": look(RED, 0), "after": look(BLUE, 1),
         "outside_db": 24.0 - loss, "round_trip_outside_db": 24.0, "seconds": 1.0,
     }  # fmt: skip
 
 
-def some(n, right, prompt, scale, loss=0.5):
-    return [record(i, prompt, scale, (BLUE, 1) if i < right else (RED, 0), loss) for i in range(n)]
+def some(n, right, *told, loss=0.5):
+    return [record(i, *told, (BLUE, 1) if i < right else (RED, 0), loss) for i in range(n)]
 
 
 def study(right, none, loss=0.5):
-    chosen = [r for scale, k in zip(SCALES, (2, 7, 7)) for r in some(10, k, NEW, scale)]
-    reported = some(20, right, NEW, 3.0, loss) + some(20, 0, OLD, 3.0) + some(20, none, NONE, 1.0)
+    counts = zip(GUIDANCES, (2, 7, 7, 3, 7, 7), strict=True)
+    chosen = [r for guidance, k in counts for r in some(10, k, NEW, *guidance)]
+    reported = some(20, right, NEW, NOTHING, 3.0, loss=loss)
+    reported += some(20, 0, OLD, NOTHING, 3.0) + some(20, none, NONE, NOTHING, 1.0)
     rights = {"as rendered": [[True, True]] * 100}
-    text, raw = report(chosen, reported, best_scale(chosen), rights, Facts("x", 24, "y"))
+    text, raw = report(chosen, reported, best_guidance(chosen), rights, Facts("x", 24, "y"))
     return text, json.loads(raw)
 
 
-def test_guidance_is_chosen_by_success_and_the_smaller_of_equals():
-    assert study(16, 2)[1]["guidance_scale"] == 3.0
+def test_guidance_is_chosen_by_success_and_the_weaker_of_equals():
+    assert Guidance(**study(16, 2)[1]["guidance"]) == Guidance(NOTHING, 3.0)
 
 
 def test_verdicts_follow_the_counts():
@@ -190,7 +202,7 @@ def test_verdicts_follow_the_counts():
 
 
 def test_report_shows_colour_and_shape_alone():
-    half = [record(i, NEW, 3.0, (BLUE, 0)) for i in range(4)]
+    half = [record(i, NEW, NOTHING, 3.0, (BLUE, 0)) for i in range(4)]
     assert np.array_equal(adherence_report.agreement(half), [[True, False]] * 4)
     assert not adherence_report.successes(half).any()
 
