@@ -169,7 +169,8 @@ def test_training_tells_colours_apart():
 def record(number, prompt, against, scale, seen, loss=0.5):
     look = lambda colour, shape: {"colour": colour, "shape": shape}
     return {
-        "task": number, "prompt": prompt, "against": against, "scale": scale, "asked": "a blue cube", "masked": 0.2,
+        "task": number, "prompt": prompt, "against": against, "scale": scale,
+        "asked": "a blue cube", "masked": 0.2,
         "seen": look(*seen), "before": look(RED, 0), "after": look(BLUE, 1),
         "outside_db": 24.0 - loss, "round_trip_outside_db": 24.0, "seconds": 1.0,
     }  # fmt: skip
