@@ -36,6 +36,7 @@ class Conversion:
     networks: tuple[Network, ...]
     tokenizer: Path | None
     loras: tuple[Path, ...]
+    lora_scale: float
 
     @property
     def missing(self) -> list[str]:
@@ -60,22 +61,25 @@ def plan_conversion(
     variant_name: str | None = None,
     loras: Sequence[Path] = (),
     dtype: np.dtype | None = None,
+    lora_scale: float = 1.0,
 ) -> Conversion:
     """Find every network in the file or folder `source`, and the variant that they make.
 
-    `loras` are merged into the transformer, `dtype` is that of every parameter that will be
-    written, the source's for None. Reads names, shapes and dtypes only. Raises InputError for
+    `loras` are merged into the transformer, `lora_scale` times. `dtype` is that of every
+    parameter that will be written, the source's for None; the autoencoder, which is always run
+    in float32, keeps the source's. Reads names, shapes and dtypes only. Raises InputError for
     anything that is not whole: see `find_checkpoints`, `recognise`, `choose_variant`, `merged`.
     """
     found = [recognise(checkpoint) for checkpoint in find_checkpoints(source)]
     networks = with_experts_told_apart(found)
     name = choose_variant(source, networks, variant_name)
-    if dtype is not None:
-        networks = [network.cast(dtype) for network in networks]
     for lora in loras:
         expert = expert_of_lora(lora, networks)
-        networks = [n.with_lora(lora) if n.component == expert else n for n in networks]
-    return Conversion(source, name, tuple(networks), _find_tokenizer(source), tuple(loras))
+        networks = [n.with_lora(lora, lora_scale) if n.component == expert else n for n in networks]
+    if dtype is not None:  # after the LoRA, so that their sum is rounded once
+        networks = [n if n.component == "vae" else n.cast(dtype) for n in networks]
+    tokenizer = _find_tokenizer(source)
+    return Conversion(source, name, tuple(networks), tokenizer, tuple(loras), lora_scale)
 
 
 def write_conversion(conversion: Conversion, out: Path, advance: Advance) -> dict[str, Any]:
@@ -97,7 +101,10 @@ def write_conversion(conversion: Conversion, out: Path, advance: Advance) -> dic
         manifest = {
             "variant": conversion.variant,
             "components": components,
-            "loras": [_source_record(lora, lora.parent, advance) for lora in conversion.loras],
+            "loras": [
+                _source_record(lora, lora.parent, advance) | {"scale": conversion.lora_scale}
+                for lora in conversion.loras
+            ],
             "calibration": {},
             "versions": {name: version(name) for name in ("ic-jax", "jax", "orbax-checkpoint")},
         }

@@ -4,10 +4,10 @@ The names that trainers write differ in three ways, which are told apart here: a
 of the module (Wan's own or diffusers', kohya's with "_" for "."), and that of its two matrices.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -43,11 +43,14 @@ _ROLES = {
 def merged(state: State, lora: State, scale: float = 1.0) -> State:
     """`state` of a transformer in any layout, each weight W read as W + scale·(alpha/rank)·B·A.
 
-    The sum is made in float32 when a tensor is read, and cast to the weight's own dtype; alpha is
-    the rank where the file has none. The keys of `state` lose their prefixes. Raises InputError,
-    listing them, for LoRA keys that the model lacks (+), halves without the other (-) and shapes
-    that do not fit (!), and for a LoRA of another model altogether.
+    The sum is made in float32 when a tensor is read, and rounded once: to the dtype that is asked
+    for, or else the weight's own; alpha is the rank where the file has none. The keys of `state`
+    lose their prefixes. Raises InputError, listing them, for LoRA keys that the model lacks (+),
+    halves without the other (-) and shapes that do not fit (!), for a LoRA of another model
+    altogether, and for a scale that is not finite.
     """
+    if not math.isfinite(scale):
+        raise InputError(f"a LoRA cannot be added {scale} times")
     layout = wan_dit.layout_of(state)
     base = canonical(state, wan_dit.table(layout))
     updates, unknown = _updates(lora, _modules(base, layout), base)
@@ -80,7 +83,7 @@ class _Update:
             fits = {
                 "down": len(shape) > 1 and down[1:] == shape[1:],
                 "up": up == (*shape[:1], *down[:1], *(1,) * (len(shape) - 2)),
-                "alpha": "alpha" not in roles or prod(self.tensors["alpha"].shape) == 1,
+                "alpha": "alpha" not in roles or math.prod(self.tensors["alpha"].shape) == 1,
             }
         else:
             yield f"- one of down and up beside {', '.join(sorted(self.keys.values()))}"
@@ -119,9 +122,9 @@ class _Sum:
         return self.parameter.dtype
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        out = np.asarray(self.parameter).astype(np.float32)
-        out += self.scale * self.update.delta()
-        return out.astype(self.dtype if dtype is None else dtype)
+        out = self.scale * self.update.delta()
+        out += np.asarray(self.parameter, np.float32)
+        return out.astype(self.dtype if dtype is None else dtype, copy=False)
 
 
 def _updates(

@@ -64,10 +64,10 @@ class Network:
         """The same with every tensor turned into `dtype` as it is read."""
         return replace(self, state=cast_state(self.state, dtype))
 
-    def with_lora(self, file: Path) -> "Network":
-        """The same transformer with the LoRA `file` added to it; raises where it does not fit."""
+    def with_lora(self, file: Path, scale: float) -> "Network":
+        """The same transformer and `scale` times the LoRA `file`; raises where it does not fit."""
         with _naming(file):
-            return replace(self, state=merged(self.state, read_state([file])))
+            return replace(self, state=merged(self.state, read_state([file]), scale))
 
 
 def recognise(checkpoint: Checkpoint) -> Network:

@@ -105,7 +105,7 @@ class _Cast:
         return tuple(self.tensor.shape)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self.tensor).astype(self.dtype)
+        return np.asarray(self.tensor, self.dtype)
 
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:

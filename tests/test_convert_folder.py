@@ -5,6 +5,7 @@ import sys
 from hashlib import sha256
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -57,8 +58,9 @@ def source(tmp_path):
     return released.official(tmp_path / "Wan2.1-T2V-1.3B")
 
 
-def converted(source, out, *arguments):
-    write_conversion(plan_conversion(source, *arguments), out, lambda what, done: None)
+def converted(source, out, *arguments, **settings):
+    plan = plan_conversion(source, *arguments, **settings)
+    write_conversion(plan, out, lambda what, done: None)
     return read_manifest(out)
 
 
@@ -116,6 +118,14 @@ def test_half_precision_is_kept_to_the_bit_and_can_be_cast(tmp_path):
         assert (a.dtype, b.dtype) == (c.dtype, np.float32)
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, c.astype(np.float32))
+
+
+def test_the_autoencoder_is_not_cast(source, tmp_path):
+    manifest = converted(source, tmp_path / "out", dtype=np.dtype(ml_dtypes.bfloat16))
+    dtypes = {name: part["dtype"] for name, part in manifest["components"].items()}
+    assert dtypes == {"dit": "bfloat16", "vae": "float32", "umt5": "bfloat16"}
+    loaded = load_component(tmp_path / "out", "vae")
+    jax.tree.map(np.testing.assert_array_equal, loaded, released.parameters("vae"))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +286,38 @@ def test_a_lora_is_merged_and_recorded(source, tmp_path):
     file = tmp_path / "style.safetensors"
     assert record["file"] == "style.safetensors"
     assert record["sha256"] == sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("stored, written", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_merged_lora_is_rounded_once(tmp_path, stored, written, count):
+    stored, written = jnp.dtype(stored), jnp.dtype(written)
+    source = tmp_path / "Wan2.1-T2V-1.3B"
+    state = {key: tensor.astype(stored) for key, tensor in released.original("t2v").items()}
+    released.save_shards(source, state)
+    lora, update = lora_of(state)
+    files = [tmp_path / f"style{n}.safetensors" for n in range(count)]
+    for file in files:
+        save_file(lora, file)
+    manifest = converted(source, tmp_path / "out", None, files, written, lora_scale=0.25)
+    assert [record["scale"] for record in manifest["loras"]] == [0.25] * count
+    exact = state["blocks.0.self_attn.q.weight"].astype(np.float32)
+    for _ in files:
+        exact = exact + 0.25 * update
+    loaded = load_component(tmp_path / "out", "dit")["blocks"]["self_attn"]["q"]["kernel"][0]
+    np.testing.assert_array_equal(loaded, exact.T.astype(written))
+
+
+def test_a_lora_needs_a_scale_that_is_a_number(source, tmp_path):
+    save_file(lora_of(released.original("t2v"))[0], tmp_path / "style.safetensors")
+    with pytest.raises(InputError, match="style.safetensors: a LoRA cannot be added nan times"):
+        plan_conversion(source, None, [tmp_path / "style.safetensors"], None, float("nan"))
+
+
+def test_the_command_scales_a_lora(source, tmp_path, capsys):
+    save_file(lora_of(released.original("t2v"))[0], tmp_path / "style.safetensors")
+    Convert(source, tmp_path / "out", lora=(tmp_path / "style.safetensors",), lora_scale=0.5).run()
+    assert [record["scale"] for record in read_manifest(tmp_path / "out")["loras"]] == [0.5]
 
 
 def test_a_lora_for_two_experts_says_which(tmp_path):

@@ -23,14 +23,16 @@ class Convert:
     """The model's name, where the weights fit more than one."""
     lora: tuple[Path, ...] = ()
     """LoRA files to merge into the transformer."""
+    lora_scale: float = 1.0
+    """How strongly: 1 is as they were trained."""
     dtype: Literal["bfloat16", "float32"] | None = None
-    """Of the written weights; without it, that of the source."""
+    """Of the written weights; without it, that of the source, which the VAE keeps in any case."""
 
     def run(self) -> None:
         from convert.folder import plan_conversion, write_conversion
 
         dtype = None if self.dtype is None else jnp.dtype(self.dtype)
-        conversion = plan_conversion(self.source, self.variant, self.lora, dtype)
+        conversion = plan_conversion(self.source, self.variant, self.lora, dtype, self.lora_scale)
         total = conversion.bytes_to_write + conversion.bytes_to_read
         with tqdm(total=total, unit="B", unit_scale=True, leave=False) as bar:
 
