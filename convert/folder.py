@@ -14,6 +14,7 @@ import numpy as np
 from ic_jax.errors import InputError
 from ic_jax.model_folder import new_model_folder, write_component, write_manifest
 from ic_jax.models.variants import variant
+from ic_jax.tokenizer import load_tokenizer
 
 from .choose import choose_variant, components_of, expert_of_lora, with_experts_told_apart
 from .network import Network, recognise
@@ -68,7 +69,8 @@ def plan_conversion(
     `loras` are merged into the transformer, `lora_scale` times. `dtype` is that of every
     parameter that will be written, the source's for None; the autoencoder, which is always run
     in float32, keeps the source's. Reads names, shapes and dtypes only. Raises InputError for
-    anything that is not whole: see `find_checkpoints`, `recognise`, `choose_variant`, `merged`.
+    anything that is not whole: see `find_checkpoints`, `recognise`, `choose_variant`, `merged`,
+    `load_tokenizer`.
     """
     found = [recognise(checkpoint) for checkpoint in find_checkpoints(source)]
     networks = with_experts_told_apart(found)
@@ -79,6 +81,8 @@ def plan_conversion(
     if dtype is not None:  # after the LoRA, so that their sum is rounded once
         networks = [n if n.component == "vae" else n.cast(dtype) for n in networks]
     tokenizer = _find_tokenizer(source)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, networks)
     return Conversion(source, name, tuple(networks), tokenizer, tuple(loras), lora_scale)
 
 
@@ -154,6 +158,13 @@ def _find_tokenizer(source: Path) -> Path | None:
     if len({file.read_bytes() for file in found}) > 1:
         raise InputError(f"{found[0]} and {found[1]} differ: keep the text encoder's own")
     return found[0] if found else None
+
+
+def _check_tokenizer(tokenizer: Path, networks: Sequence[Network]) -> None:
+    """Raises InputError for one that is not of the text encoder beside it."""
+    for network in networks:
+        if network.component == "umt5":
+            load_tokenizer(tokenizer.parent, network.config)
 
 
 def _check_room(out: Path, folder: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
+from tiny_tokenizer import COUNT, train
 
 from convert.keymap import export_state
 from convert.network import MODELS
@@ -18,7 +19,6 @@ from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import DiTConfig
 from ic_jax.models.wan_vae import VAEConfig
 
-PIECES = b"a sentencepiece model"
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 VAE = "Wan2.1_VAE.pth"
@@ -32,7 +32,7 @@ CONFIGS = {
     "low": _T2V,
     "i2v": replace(_T2V, in_channels=36, image_dim=80),
     "vae": VAEConfig(base=4),
-    "umt5": UMT5Config(vocab=50, dim=16, ffn_dim=32, heads=2, head_dim=8, layers=2),
+    "umt5": UMT5Config(vocab=COUNT + 8, dim=16, ffn_dim=32, heads=2, head_dim=8, layers=2),
     "clip": CLIPVisionConfig(dim=80, ffn_dim=32, heads=1, layers=2, image=42),
 }
 COMPONENTS = {"t2v": "dit", "low": "dit_low", "i2v": "dit"}
@@ -103,7 +103,7 @@ def save_pickle(file: Path, tensors: State) -> None:
 
 def save_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "spiece.model").write_bytes(PIECES)
+    (folder / "spiece.model").write_bytes(train())
     (folder / "tokenizer.json").write_text("{}")
 
 

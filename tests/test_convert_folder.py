@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import released
 from safetensors.numpy import save_file
+from tiny_tokenizer import train
 
 from convert import folder as convert_folder
 from convert.folder import plan_conversion, write_conversion
@@ -79,7 +80,7 @@ def test_every_released_folder_becomes_a_model(tmp_path, release):
         loaded, wanted = load_component(out, component), released.parameters(network)
         assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
         jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
-    assert (out / "spiece.model").read_bytes() == released.PIECES
+    assert (out / "spiece.model").read_bytes() == train()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out"])
 
 
@@ -259,6 +260,23 @@ def test_two_tokenizers_that_differ_are_refused(source):
     (source / "spiece.model").write_bytes(b"another")
     with pytest.raises(InputError, match="spiece.model and .*spiece.model differ"):
         plan_conversion(source)
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"<html>not found</html>", "is not a sentencepiece model"),
+        (train(pad_id=-1), "is the tokenizer of another model"),
+    ],
+)
+def test_a_wrong_tokenizer_is_refused_with_its_encoder(source, tmp_path, content, problem):
+    file = source / "google" / "umt5-xxl" / "spiece.model"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"{file}: {problem}"):
+        converted(source, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [source]
+    (source / released.T5).unlink()
+    converted(source, tmp_path / "out")
 
 
 def test_a_text_encoder_without_its_tokenizer_is_said(source):
