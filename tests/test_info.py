@@ -143,9 +143,21 @@ def test_the_table_fits_a_terminal_and_json_says_the_same(name, capsys):
     assert as_table(record) == shown.rstrip("\n")
     for part in record["components"].values():
         assert f"{part['parameters']:,}" in shown
-    assert record["memory"]["peak"] < sum(record["memory"]["weights"].values()) + max(
-        record["memory"]["activations"].values()
-    )
+
+
+def test_the_text_encoder_waits_in_the_hosts_memory_and_visits_by_the_block():
+    for name in ("nano", "Wan2.1-T2V-1.3B"):
+        record = describe(name)
+        sizes, memory = variant(name), record["memory"]
+        encoder, itemsize = umt5.target(sizes.umt5), jnp.dtype(sizes.dtype).itemsize
+        assert memory["host"] == {"umt5": size(encoder) * itemsize}
+        block = size(encoder["blocks"]) // sizes.umt5.layers * itemsize
+        assert memory["umt5_block"] == block
+        assert "umt5" not in memory["weights"]
+        shown = as_table(record)
+        assert "weights, umt5: one block at a time" in shown and "host's memory, umt5" in shown
+    weights = sum(memory["weights"].values()) + max(memory["activations"].values())
+    assert memory["peak"] == weights > block
 
 
 def test_two_experts_are_two_components_of_which_one_runs_at_a_time():
@@ -176,6 +188,7 @@ def test_a_converted_folder_tells_where_it_came_from(tmp_path):
     shown = as_table(record)
     for text in ("diffusers: 2 files, shard-1.safetensors ...", "style.safetensors", "scale 0.5"):
         assert text in shown
+    assert record["memory"]["host"] == {} and "umt5" not in shown
 
 
 @pytest.mark.parametrize(

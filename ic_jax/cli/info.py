@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that `info` shows, as JSON-serialisable numbers: FLOPs and bytes.
 
-    Memory is an estimate for one clip at a time, on one device, with fused attention.
+    Memory is an estimate for one clip at a time, on one device, with fused attention. The text
+    encoder stays in the host's memory and visits the device one block at a time.
 
     Raises:
         InputError: neither a model's folder nor its name, or a size that does not divide.
@@ -179,7 +180,7 @@ def _flops(sizes: Variant) -> dict[str, int]:
 
 
 def _memory(sizes: Variant, components: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    weights = {
+    stored = {
         name: part["parameters"] * jnp.dtype("float32" if name == "vae" else sizes.dtype).itemsize
         for name, part in components.items()
     }
@@ -193,11 +194,27 @@ def _memory(sizes: Variant, components: Mapping[str, Mapping[str, Any]]) -> dict
         "encode": cost.vae_memory(encoder, chunked),
         "decode": cost.vae_memory(decoder, chunked),
     }
+    weights = {name: size for name, size in stored.items() if name != "umt5"}
+    host = {name: size for name, size in stored.items() if name == "umt5"}
     # The text encoder has come and gone before the other networks are loaded.
-    text = weights.get("umt5", 0)
-    rest = sum(weights.values()) - text
-    peak = max(text, rest + max(activations.values()))
-    return {"weights": weights, "activations": activations, "peak": peak}
+    block = _umt5_block(sizes) * itemsize if host else 0
+    peak = max(block, sum(weights.values()) + max(activations.values()))
+    return {
+        "weights": weights,
+        "umt5_block": block,
+        "activations": activations,
+        "peak": peak,
+        "host": host,
+    }
+
+
+def _umt5_block(sizes: Variant) -> int:
+    """Parameters of one block of the text encoder."""
+    none, one = (
+        cost.parameters(cost.umt5_layers(replace(sizes.umt5, layers=layers), sizes.dit.text_len))
+        for layers in (0, 1)
+    )
+    return one - none
 
 
 # Shown ----------------------------------------------------------------------------
@@ -256,10 +273,14 @@ def _flops_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _memory_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     memory = record["memory"]
-    rows = [("memory", "")]
+    rows = [("memory of the device", "")]
     rows += [(f"weights, {name}", _bytes(size)) for name, size in memory["weights"].items()]
+    if memory["umt5_block"]:
+        rows.append(("weights, umt5: one block at a time", _bytes(memory["umt5_block"])))
     rows += [(f"working on {name}", _bytes(size)) for name, size in memory["activations"].items()]
-    return [*rows, ("at most at once", _bytes(memory["peak"]))]
+    rows.append(("at most at once", _bytes(memory["peak"])))
+    host = [(f"host's memory, {name}", _bytes(size)) for name, size in memory["host"].items()]
+    return [*rows, *host]
 
 
 def _calibration(values: Mapping[str, Any]) -> str:
