@@ -7,7 +7,7 @@ filled exactly once, so a table or a checkpoint that is wrong anywhere fails as 
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -166,6 +166,12 @@ def canonical(state: State, table: Table) -> State:
     return tensors
 
 
+def listed(lines: Sequence[str], most: int = 20) -> list[str]:
+    """What a message shows of `lines`, of which a foreign checkpoint may give a thousand."""
+    more = len(lines) - most
+    return [*lines[:most], f"... and {more} more"] if more > 0 else list(lines)
+
+
 def unsupported(model: str, evidence: str) -> InputError:
     """The error for a checkpoint of a `model` that we do not have."""
     return InputError(f"this is a {model} checkpoint, which is not supported ({evidence})")
@@ -256,7 +262,9 @@ def _check_keys(found: Set[str], sources: Mapping[Rule, list[str]]) -> None:
     missing = [f"- {key}" for key in expected if key not in found]
     unknown = [f"+ {key}" for key in sorted(found - expected.keys())]
     if missing or unknown:
-        raise InputError("keys do not match the model:\n" + "\n".join(missing + unknown))
+        # Both sides in either case: one often explains the other.
+        both = listed(missing, 10) + listed(unknown, 10)
+        raise InputError("keys do not match the model:\n" + "\n".join(both))
 
 
 def _check_shapes(
@@ -270,7 +278,7 @@ def _check_shapes(
             if _shape_after(rule, shape) != expected:
                 misshapen.append(f"! {key} {shape} -> {rule.target} {expected}")
     if misshapen:
-        raise InputError("tensors of the wrong shape:\n" + "\n".join(misshapen))
+        raise InputError("tensors of the wrong shape:\n" + "\n".join(listed(misshapen)))
 
 
 def _check_dtypes(state: State, sources: Mapping[Rule, list[str]]) -> None:
@@ -280,7 +288,8 @@ def _check_dtypes(state: State, sources: Mapping[Rule, list[str]]) -> None:
         others = [key for key in keys if state[key].dtype != common]
         mixed += [f"! {key} {state[key].dtype}, elsewhere {common}" for key in others]
     if mixed:
-        raise InputError("blocks that are stored with different dtypes:\n" + "\n".join(mixed))
+        lines = "\n".join(listed(mixed))
+        raise InputError(f"blocks that are stored with different dtypes:\n{lines}")
 
 
 def _check_aliases(aliased: State, tensors: State, table: Table) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ic_jax.errors import InputError
 
 from . import wan_dit
-from .keymap import State, Tensor, canonical
+from .keymap import State, Tensor, canonical, listed
 
 _PREFIXES = (
     "base_model.model.",
@@ -61,7 +61,8 @@ def merged(state: State, lora: State, scale: float = 1.0) -> State:
     for key, update in updates.items():
         problems += update.problems(tuple(base[key].shape))
     if problems:
-        raise InputError("the LoRA does not fit the transformer:\n" + "\n".join(problems))
+        lines = "\n".join(listed(problems))
+        raise InputError(f"the LoRA does not fit the transformer:\n{lines}")
     sums = {key: _Sum(base[key], update, scale) for key, update in updates.items()}
     return {**base, **sums}
 

@@ -140,6 +140,34 @@ def test_missing_and_unknown_keys_are_listed(state):
     ]
 
 
+def test_of_many_keys_the_first_of_each_side_are_shown():
+    strange = {f"layer.{n:03d}.key.weight": np.zeros((4, 3)) for n in range(1000)}
+    target = {"blocks": {"q": {"kernel": np.zeros((30, 3, 4)), "bias": np.zeros((30, 4))}}}
+    with pytest.raises(InputError) as error:
+        convert_state(strange, TABLE, target)
+    assert str(error.value).split("\n")[1:] == [
+        *(f"- layer.{n}.query.weight" for n in range(10)),
+        "... and 50 more",
+        *(f"+ layer.{n:03d}.key.weight" for n in range(10)),
+        "... and 990 more",
+    ]
+
+
+@pytest.mark.parametrize("broken", ["shape", "dtype"])
+def test_of_many_tensors_that_do_not_fit_the_first_are_shown(broken):
+    leaves = {"weight": (4, 3), "bias": (4,)}
+    state = {f"layer.{n}.query.{x}": np.zeros(leaves[x]) for n in range(60) for x in leaves}
+    target = {"blocks": {"q": {"kernel": np.zeros((60, 3, 4)), "bias": np.zeros((60, 4))}}}
+    for n in range(35, 60):
+        key = f"layer.{n}.query.weight"
+        state[key] = np.zeros((4, 9)) if broken == "shape" else state[key].astype(np.float32)
+    with pytest.raises(InputError) as error:
+        convert_state(state, TABLE, target)
+    _, *lines, last = str(error.value).split("\n")
+    assert len(lines) == 20 and all(line.startswith("! layer.") for line in lines)
+    assert last == "... and 5 more"
+
+
 def test_spare_blocks_are_left_out(state):
     expected = convert_state(state, TABLE, TARGET)
     state |= {"layer.2.query.weight": np.zeros((4, 3)), "layer.2.query.bias": np.zeros(4)}

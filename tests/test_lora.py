@@ -153,6 +153,14 @@ def test_what_does_not_fit_is_listed(bases, matrices):
     ]
 
 
+def test_of_much_that_does_not_fit_the_first_is_listed(bases, matrices):
+    strange = {f"diffusion_model.vace.{n}.lora_A.weight": np.zeros((2, 2)) for n in range(300)}
+    with pytest.raises(InputError) as error:
+        merged(bases["original"], lora_file("wan", matrices) | strange)
+    _, *lines, last = str(error.value).split("\n")
+    assert len(lines) == 20 and last == "... and 280 more"
+
+
 @pytest.mark.parametrize("key", [None, "lora_unet_down_blocks_0_attentions_0.alpha"])
 def test_a_lora_of_another_model_is_refused(bases, key):
     file = {} if key is None else {key: np.float32(1)}
