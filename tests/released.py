@@ -27,15 +27,24 @@ State = dict[str, np.ndarray]
 
 # Heads as wide as in every released one.
 _T2V = DiTConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=2, text_dim=16)
+_I2V = replace(_T2V, in_channels=36)
 CONFIGS = {
     "t2v": _T2V,
     "low": _T2V,
-    "i2v": replace(_T2V, in_channels=36, image_dim=80),
+    "i2v": replace(_I2V, image_dim=80),
+    "i2v high": _I2V,  # Wan 2.2's have no image encoder
+    "i2v low": _I2V,
     "vae": VAEConfig(base=4),
     "umt5": UMT5Config(vocab=COUNT + 8, dim=16, ffn_dim=32, heads=2, head_dim=8, layers=2),
     "clip": CLIPVisionConfig(dim=80, ffn_dim=32, heads=1, layers=2, image=42),
 }
-COMPONENTS = {"t2v": "dit", "low": "dit_low", "i2v": "dit"}
+COMPONENTS = {
+    "t2v": "dit",
+    "low": "dit_low",
+    "i2v": "dit",
+    "i2v high": "dit",
+    "i2v low": "dit_low",
+}
 
 
 def model(name: str):
@@ -76,6 +85,8 @@ def rows() -> dict:
         table[name] = _sized(name, "t2v", clip=None)
     for name in ("Wan2.1-I2V-14B", "Wan2.1-Fun-14B-InP"):
         table[name] = _sized(name, "i2v", clip=CONFIGS["clip"])
+    for name in ("Wan2.2-I2V-A14B", "Wan2.2-Fun-A14B-InP"):
+        table[name] = _sized(name, "i2v high", clip=None)
     return table
 
 
@@ -124,13 +135,13 @@ def official(folder: Path, transformer: str = "t2v") -> Path:
     return folder
 
 
-def two_experts(folder: Path) -> Path:
-    """Wan 2.2's own folder."""
+def two_experts(folder: Path, high: str = "t2v", low: str = "low") -> Path:
+    """Wan 2.2's own folder, which VideoX-Fun's for it is like."""
     official(folder)
     for file in folder.glob("diffusion*"):
         file.unlink()
-    save_shards(folder / "high_noise_model", original("t2v"))
-    save_shards(folder / "low_noise_model", original("low"))
+    save_shards(folder / "high_noise_model", original(high))
+    save_shards(folder / "low_noise_model", original(low))
     return folder
 
 

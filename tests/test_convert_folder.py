@@ -22,6 +22,7 @@ from ic_jax.models.variants import VARIANTS
 
 T2V = {"dit": "t2v", "vae": "vae", "umt5": "umt5"}
 I2V = {"dit": "i2v", "vae": "vae", "umt5": "umt5", "clip": "clip"}
+I2V_OF_TWO = {"dit": "i2v high", "dit_low": "i2v low", "vae": "vae", "umt5": "umt5"}
 RELEASES = {
     "official": (released.official, "Wan2.1-T2V-1.3B", T2V),
     "official of images": (
@@ -30,6 +31,16 @@ RELEASES = {
         I2V,
     ),
     "official of two": (released.two_experts, "Wan2.2-T2V-A14B", T2V | {"dit_low": "low"}),
+    "official of two, of images": (
+        lambda folder: released.two_experts(folder, "i2v high", "i2v low"),
+        "Wan2.2-I2V-A14B",
+        I2V_OF_TWO,
+    ),
+    "VideoX-Fun of two": (
+        lambda folder: released.two_experts(folder, "i2v high", "i2v low"),
+        "Wan2.2-Fun-A14B-InP",
+        I2V_OF_TWO,
+    ),
     "VideoX-Fun": (released.videox_fun, "Wan2.1-Fun-V1.1-14B-InP", I2V),
     "diffusers": (released.diffusers, "Wan2.1-T2V-1.3B-Diffusers", T2V),
     "diffusers of images": (
@@ -172,6 +183,16 @@ def test_equal_sizes_need_a_name(tmp_path):
         plan_conversion(source)
     for name in ("Wan2.1-I2V-14B", "Wan2.1-Fun-14B-InP"):
         assert plan_conversion(source, name).variant == name
+
+
+def test_experts_of_equal_sizes_need_a_name(tmp_path):
+    names = "Wan2.2-I2V-A14B", "Wan2.2-Fun-A14B-InP"
+    source = released.two_experts(tmp_path / "wan22-a14b", "i2v high", "i2v low")
+    for part in (source, source / "low_noise_model"):
+        with pytest.raises(InputError, match=f"could be {' or '.join(names)}; pass --variant"):
+            plan_conversion(part)
+        for name in names:
+            assert plan_conversion(part, name).variant == name
 
 
 def test_the_folder_may_be_named_further_out(tmp_path):
