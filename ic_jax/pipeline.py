@@ -167,9 +167,8 @@ def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State,
     shift = sizes.shift if settings.shift is None else settings.shift
     shape = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
     schedule, solver = SOLVERS[settings.solver or sizes.solver]
-    return start(key, shape, solver(settings.renoise)), schedule(
-        settings.steps or sizes.steps, shift
-    )
+    levels = schedule(settings.steps or sizes.steps, shift)
+    return start(key, shape, solver(settings.renoise)), levels
 
 
 def experts(sizes: Variant, levels: Level) -> list[tuple[str, Level]]:
