@@ -11,6 +11,13 @@ import pytest  # noqa: E402
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_what_was_compiled():
+    """Every program maps memory, and XLA crashes when a process has no mappings left."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Runs `ic-jax` with arguments: its exit code and what it printed on each stream."""

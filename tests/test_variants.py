@@ -17,6 +17,7 @@ TRANSFORMERS = {
     "Wan2.2-T2V-A14B": (14_288_491_584, 1095),
     # As the one before, but for 20 more channels into patches of 4.
     "Wan2.2-I2V-A14B": (14_288_491_584 + 20 * 4 * 5120, 1095),
+    "Wan2.2-Fun-A14B-InP": (14_288_491_584 + 20 * 4 * 5120, 1095),
 }
 WAN = [name for name in VARIANTS if name != "nano"]
 
