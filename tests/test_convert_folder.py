@@ -18,7 +18,6 @@ from convert.folder import plan_conversion, write_conversion
 from ic_jax.cli.convert import Convert
 from ic_jax.errors import InputError
 from ic_jax.model_folder import load_component, read_manifest
-from ic_jax.models.variants import VARIANTS
 
 T2V = {"dit": "t2v", "vae": "vae", "umt5": "umt5"}
 I2V = {"dit": "i2v", "vae": "vae", "umt5": "umt5", "clip": "clip"}
@@ -58,11 +57,7 @@ RELEASES = {
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
-    rows = released.rows()
-    for name in list(VARIANTS):
-        monkeypatch.delitem(VARIANTS, name)
-    for name, row in rows.items():
-        monkeypatch.setitem(VARIANTS, name, row)
+    released.stand_in(monkeypatch)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import load_model
-from ic_jax.models.variants import VARIANTS
 from ic_jax.video import read_video, write_video
 
 FRAMES, HEIGHT, WIDTH = 9, 16, 32
@@ -22,11 +21,7 @@ PROMPT = "a goldfish swims in a bowl"
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
-    rows = released.rows()
-    for name in list(VARIANTS):
-        monkeypatch.delitem(VARIANTS, name)
-    for name, row in rows.items():
-        monkeypatch.setitem(VARIANTS, name, row)
+    released.stand_in(monkeypatch)
 
 
 @pytest.fixture
