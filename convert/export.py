@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from ic_jax.checkpoint import write_tensors
 from ic_jax.errors import InputError
 from ic_jax.model_folder import load_component, new_model_folder, read_manifest
 
@@ -64,7 +64,7 @@ def write_shards(folder: Path, stem: str, tensors: Tensors) -> None:
     parts = []
     for part in _shards(tensors):
         parts.append((list(part), sum(tensor.nbytes for tensor in part.values())))
-        save_file(part, folder / str(len(parts)), metadata={"format": "pt"})
+        write_tensors(folder / str(len(parts)), part, {"format": "pt"})
     if len(parts) == 1:
         (folder / "1").rename(folder / f"{stem}.safetensors")
         return

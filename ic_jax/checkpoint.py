@@ -40,7 +40,7 @@ def save(path: str | Path, params: PyTree, manifest: Mapping[str, Any]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(flat, aside, metadata=metadata)
+        write_tensors(aside, flat, metadata)
         os.replace(aside, path)
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -48,6 +48,16 @@ def save(path: str | Path, params: PyTree, manifest: Mapping[str, Any]) -> None:
     finally:
         with suppress(OSError):  # renamed, or never made
             aside.unlink()
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """One safetensors file, as readable as any file that its user makes."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    path.chmod(mode)  # the library lets nobody else read it
 
 
 def load(path: str | Path, target: PyTree | None = None) -> tuple[PyTree, dict[str, Any]]:
@@ -95,7 +105,7 @@ def shape_difference(found: Mapping[str, Shape], expected: Mapping[str, Shape]) 
 
 
 def _check_sums(path: Path, flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    if "checksums" not in metadata:  # the bundled model's files are older than checksums
+    if "checksums" not in metadata:  # the file is older than checksums
         return
     expected = json.loads(metadata["checksums"])
     for key, leaf in flat.items():

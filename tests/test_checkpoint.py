@@ -39,6 +39,12 @@ def test_round_trip_is_bit_exact(path, params):
         np.testing.assert_array_equal(a, b)
 
 
+def test_others_may_read_it_as_they_may_read_any_new_file(path):
+    ordinary = path.with_name("ordinary")
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
+
+
 def test_saving_leaves_nothing_beside_the_checkpoint(path):
     assert list(path.parent.iterdir()) == [path]
 
