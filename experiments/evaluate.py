@@ -44,7 +44,7 @@ from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
 from ic_jax.model import BUNDLED, Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Observation, Scene, Settings, begin, observe, proceed
+from ic_jax.pipeline import Observation, Part, Scene, Settings, begin, observe, proceed
 from ic_jax.report import psnr_db
 from ic_jax.text import embed_prompts
 
@@ -96,7 +96,7 @@ def sample(
 
     def one(key):
         state, levels = begin(sizes, settings, key)
-        return proceed(sizes, settings, "dit", weights, context, observation, state, levels).x
+        return proceed(sizes, settings, Part(), weights, context, observation, state, levels).x
 
     return jax.vmap(one)(keys)
 

@@ -11,21 +11,21 @@ import numpy as np
 
 from experiments.metrics import FEWEST_GRADIENTS, OCTAVES, SEAM_PIXELS, bootstrap
 
-MAIN = "response, fusion"
+MAIN = "response, bayes_dds"
 PLAIN = "no consistency"
 ROUND_TRIP = "VAE round trip of the filled warp"
 TRUTH_TRIP = "VAE round trip of the truth"
-DELIVERED = "response, fusion, seen pixels shown"
+DELIVERED = "response, bayes_dds, seen pixels shown"
 PUSH_PULL = "warp, push-pull"
 OTHER_FRAMES = "warp, other frames, push-pull"
 ARMS = {
-    MAIN: ("response", "fusion"),
+    MAIN: ("response", "bayes_dds"),
     PLAIN: ("response", "none"),
     "response, dds": ("response", "dds"),
-    "nearest, fusion": ("nearest", "fusion"),
-    "mean, fusion": ("mean", "fusion"),
-    "min, fusion": ("min", "fusion"),
-    "encoded, fusion": ("encoded", "fusion"),
+    "nearest, bayes_dds": ("nearest", "bayes_dds"),
+    "mean, bayes_dds": ("mean", "bayes_dds"),
+    "min, bayes_dds": ("min", "bayes_dds"),
+    "encoded, bayes_dds": ("encoded", "bayes_dds"),
 }
 """Mask and consistency rule of everything that is sampled."""
 
@@ -171,7 +171,7 @@ def _continuous_mask(records: Records) -> list[Verdict]:
     """Against the best down-sampled mask, in every region, one sample each."""
     verdicts = []
     for name in ("visible", "seam", "hole"):
-        rivals = ("nearest, fusion", "mean, fusion", "min, fusion")
+        rivals = ("nearest, bayes_dds", "mean, bayes_dds", "min, bayes_dds")
         best = max(rivals, key=lambda row: np.nanmean(figure(records, row, name)))
         target = f"the continuous mask beats down-sampling ({best.split(',')[0]}) in PSNR: {name}"
         verdicts.append(_beats(target, gain(records, MAIN, best, name)))

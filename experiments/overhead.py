@@ -23,14 +23,15 @@ from ic_jax.latent_mask import LatentMask
 from ic_jax.model import expected_shapes
 from ic_jax.models.variants import VARIANTS, Variant
 from ic_jax.models.wan_dit import DiTConfig, WanDiT
-from ic_jax.sampling.consistency import Consistency, dds, fusion
+from ic_jax.sampling.consistency import Consistency, bayes_dds, dds
 from ic_jax.sampling.denoiser import Prediction, guided
 from ic_jax.sampling.schedule import Level
 
-RULES = {"fusion": fusion(), "dds": dds()}
+RULES = {"bayes_dds": bayes_dds(), "dds": dds()}
 TARGET = 0.01
 LOOP = 100  # corrections per timed call, in a scan as in the sampler
 LARGE = "Wan2.1-T2V-1.3B"
+KEY = jax.random.key(0)  # neither rule draws from it
 
 
 # Counted --------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def correction(rule: Consistency) -> Callable:
 
     def apply(clean, noise, y, coverage, variance, sigma):
         level = Level(sigma, 0.9 * sigma, 1000 * sigma)
-        return rule(Prediction(clean, noise), y, LatentMask(coverage, variance), level)
+        return rule(Prediction(clean, noise), y, LatentMask(coverage, variance), level, KEY)
 
     return apply
 

@@ -9,6 +9,8 @@ that `dit` learns are encoded when it first starts: after more steps of `vae`, r
 `.data/latents.npy` and `.data/checkpoints/dit`, and let experiments.masks calibrate again.
 The generator learns plain text-to-video: it never sees a hole, a mask or a warp. Its loss counts
 more where objects are, for they are a sixth of a frame and nearly all that its caption is about.
+It sees whole clips, beginnings of clips and stills alike: what a word looks like is learned from
+many captions, and five stills cost what one clip of five latent frames does.
 """
 
 import json
@@ -307,13 +309,17 @@ def train_dit(options: Options) -> None:
     objects = cache_object_shares(options, len(latents))
     ids, masks = (np.stack(a) for a in zip(*(byte_tokens(c, NANO.dit.text_len) for c in captions)))
     empty, empty_mask = byte_tokens("", NANO.dit.text_len)
-    rng = np.random.default_rng(options.seed)
+    whole = latents.shape[1]
 
     def batches(step: int):
-        at = rng.integers(len(latents), size=options.batch)
-        drop = rng.random((options.batch, 1)) < 0.1  # so that "no prompt" means something
-        tokens = np.where(drop, empty, ids[at])
-        return latents[at], tokens, np.where(drop, empty_mask, masks[at]), objects[at]
+        rng = np.random.default_rng((options.seed, step))
+        # The autoencoder is causal: the first latents of a clip are those of its beginning.
+        frames = rng.choice((1, 2, whole))
+        batch = options.batch * whole // frames
+        at = rng.integers(len(latents), size=batch)
+        drop = rng.random((batch, 1)) < 0.1  # so that "no prompt" means something
+        tokens, mask = np.where(drop, empty, ids[at]), np.where(drop, empty_mask, masks[at])
+        return latents[at, :frames], tokens, mask, objects[at, :frames]
 
     keys = jax.random.split(jax.random.key(2))
     tokens, mask = jnp.asarray(ids[:1]), jnp.asarray(masks[:1])

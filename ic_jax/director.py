@@ -19,7 +19,9 @@ from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
 from .model import Model
-from .pipeline import CONSISTENCIES, Scene, Settings
+from .pipeline import Part, Scene, Settings
+from .sampling.consistency import GAMMA_SCHEDULES, NOISES
+from .sampling.methods import METHODS, options
 from .sampling.schedule import Level
 from .sampling.solvers import SOLVERS
 from .video import to_float, to_uint8
@@ -31,6 +33,7 @@ Progress = Callable[[str, int], None]
 
 _observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
 _proceed = jax.jit(pipeline.proceed, static_argnums=(0, 1, 2), donate_argnums=6)
+_refresh = jax.jit(pipeline.refresh, static_argnums=(0, 1, 2))
 _finish = jax.jit(pipeline.finish, static_argnums=0)
 _apply = jax.jit(lambda operator, clip: operator.apply(clip))
 _composite = jax.jit(composite)
@@ -140,8 +143,11 @@ def direct(
             jax.block_until_ready(seen)
         with timed(seconds, "sample"):
             state, levels = pipeline.begin(sizes, settings, noise_key)
-            for expert, level in _one_by_one(pipeline.experts(sizes, levels)):
-                state = _proceed(sizes, settings, expert, weights, context, seen, state, level)
+            for step, level in _one_by_one(pipeline.stages(sizes, settings, levels)):
+                known = sizes, settings, step, weights, context
+                if step.refreshes:
+                    seen = _refresh(*known, seen, state, level)
+                state = _proceed(*known, seen, state, level)
                 jax.block_until_ready(state)
                 progress("sample", 1)
         progress("decode", 0)
@@ -156,11 +162,11 @@ def direct(
     return Take(result, generated, observed, visible, seconds)
 
 
-def _one_by_one(parts: list[tuple[str, Level]]) -> Iterator[tuple[str, Level]]:
+def _one_by_one(stages: list[tuple[Part, Level]]) -> Iterator[tuple[Part, Level]]:
     """Single levels, so that the host hears of every step."""
-    for expert, levels in parts:
+    for part, levels in stages:
         for i in range(len(levels.sigma)):
-            yield expert, jax.tree.map(lambda leaf: leaf[i : i + 1], levels)
+            yield part, jax.tree.map(lambda leaf: leaf[i : i + 1], levels)
 
 
 def observe(
@@ -205,7 +211,9 @@ def check(settings: Settings) -> None:
     """Raises InputError for a setting out of its range, or a name that does not exist."""
     for name, known in (
         ("latent_mask", MASKS),
-        ("consistency", CONSISTENCIES),
+        ("consistency", METHODS),
+        ("gamma_schedule", GAMMA_SCHEDULES),
+        ("noise", NOISES),
         ("solver", SOLVERS),
     ):
         value = getattr(settings, name)
@@ -218,8 +226,10 @@ def check(settings: Settings) -> None:
         "guidance_scale": (0, 100),
         "guidance_scale_low": (0, 100),
         "gamma": (0, 1e6),
+        "inner": (0, 1000),
         "guided_from": (0, 1),
         "guided_to": (0, 1),
+        "refresh_at": (0, 1),
         "renoise": (0, 1),
         "response_scale": (0, 1e6),
     }
@@ -228,6 +238,13 @@ def check(settings: Settings) -> None:
         if value is not None and not low <= value <= high:
             option = name.replace("_", "-")
             raise InputError(f"--{option} is {value}; give a number from {low} to {high}")
+    takes = options(settings.consistency)
+    for name in ("gamma", "gamma_schedule", "noise", "inner"):
+        if getattr(settings, name) is not None and name not in takes:
+            option = name.replace("_", "-")
+            raise InputError(
+                f"--consistency {settings.consistency} has no --{option}; leave it out"
+            )
     if settings.guided_from < settings.guided_to:
         raise InputError("--guided-from is below --guided-to; give the higher noise level first")
 

@@ -2,13 +2,14 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .calibration import Calibration, from_record
 from .checkpoint import load, shape_difference, shapes
 from .errors import InputError
 from .model_folder import load_component, read_manifest
@@ -32,6 +33,8 @@ class Weights(NamedTuple):
     """The expert of low noise, in models of two."""
     clip: PyTree | None = None
     """The encoder of the first frame, in some image models."""
+    calibration: Calibration = Calibration()
+    """What was measured about them."""
 
 
 class Model(NamedTuple):
@@ -40,8 +43,8 @@ class Model(NamedTuple):
     name: str
     variant: Variant
     weights: Weights
-    calibration: dict[str, float]
-    """Measured once per model: `response_scale`, the scale of v (see latent_mask.response)."""
+    calibration: dict[str, Any]
+    """As stored: `response_scale`, the scale of v (latent_mask.response), and `Calibration`'s."""
 
 
 def load_model(path: str | Path = "nano") -> Model:
@@ -57,7 +60,7 @@ def load_model(path: str | Path = "nano") -> Model:
     name, calibration = identify(folder)
     sizes = variant(name)
     parts = _of_two_files(folder, sizes) if _is_two_files(folder) else _of_parts(folder, sizes)
-    return Model(name, sizes, Weights(**parts), calibration)
+    return Model(name, sizes, Weights(**parts, calibration=from_record(calibration)), calibration)
 
 
 def find_model(path: str | Path) -> Path:
@@ -68,7 +71,7 @@ def find_model(path: str | Path) -> Path:
     return folder
 
 
-def identify(folder: Path) -> tuple[str, dict[str, float]]:
+def identify(folder: Path) -> tuple[str, dict[str, Any]]:
     """The variant's name and the calibration, without reading any weights."""
     if _is_two_files(folder):
         _, manifest = load(folder / "vae.safetensors")

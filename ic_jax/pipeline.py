@@ -11,7 +11,6 @@ weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one 
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -30,10 +29,11 @@ from .models import wan_vae
 from .models.clip_vision import encode_image
 from .models.variants import Variant
 from .models.wan_dit import WanDiT
-from .sampling.consistency import Consistency, dds, fusion, none, within
-from .sampling.denoiser import Velocity, denoiser, guided
-from .sampling.sampler import State, advance, split_correct_recombine, start
-from .sampling.schedule import Level, split_at
+from .sampling.consistency import unit_gaussian
+from .sampling.denoiser import Denoiser, Velocity, denoiser, guided
+from .sampling.methods import method
+from .sampling.sampler import Pixels, State, advance, start
+from .sampling.schedule import TRAIN_TIMESTEPS, Level, parts
 from .sampling.solvers import SOLVERS
 
 
@@ -42,15 +42,23 @@ class Settings:
     """How a clip is sampled; None means the model's own recommendation."""
 
     latent_mask: str = "response"
-    """Construction of the latent mask: nearest, mean, min, encoded or response."""
-    consistency: str = "fusion"
-    """How predictions agree with the measurement: fusion (variances), dds (one gamma) or none."""
-    gamma: float = 5.0
-    """Strength of dds."""
+    """Construction of the latent mask, one of latent_mask.MASKS."""
+    consistency: str = "bayes_dds"
+    """How the sample agrees with the measurement, one of sampling.methods.METHODS."""
+    gamma: float | None = None
+    """Strength of the measurement, in methods that have one number for it."""
+    gamma_schedule: str | None = None
+    """Its course over the noise levels: constant, falling, rising or variance."""
+    noise: str | None = None
+    """What becomes of the noise when the clean estimate moves: recompute, keep or renew."""
+    inner: int | None = None
+    """Calls of the model beyond the first in each step, in methods that refine."""
     guided_from: float = 1.0
     """Highest noise level at which the measurement acts, in [0, 1]."""
     guided_to: float = 0.0
     """Lowest noise level at which the measurement acts, in [0, 1]."""
+    refresh_at: float | None = None
+    """Noise level at which the holes are filled again, from the sample, and encoded: once."""
     solver: str | None = None
     """How predictions make the next latent: euler, flow_euler, unipc or dpmpp_2m."""
     steps: int | None = None
@@ -89,9 +97,21 @@ class Observation(NamedTuple):
     """What is known of the result."""
 
     observed: Float[Array, "*b t h w 3"]
+    visible: Float[Array, "*b t h w"]
     measurement: Measurement
     mask: LatentMask
     conditioning: Conditioning | None
+
+
+class Part(NamedTuple):
+    """What the steps of one part of the schedule have in common."""
+
+    expert: str = "dit"
+    """The generator's name among the weights."""
+    acts: bool = True
+    """Whether the measurement does."""
+    refreshes: bool = False
+    """Whether the measurement is made anew before it."""
 
 
 def recapture(
@@ -111,8 +131,11 @@ def recapture(
     mask_key, noise_key = jax.random.split(key)
     observation = observe(sizes, settings, weights, scene, scene, mask_key)
     state, levels = begin(sizes, settings, noise_key)
-    for expert, part in experts(sizes, levels):
-        state = proceed(sizes, settings, expert, weights, context, observation, state, part)
+    for part, some in stages(sizes, settings, levels):
+        known = sizes, settings, part, weights, context
+        if part.refreshes:
+            observation = refresh(*known, observation, state, some)
+        state = proceed(*known, observation, state, some)
     return finish(sizes, weights, state)
 
 
@@ -129,7 +152,7 @@ def observe(
     `filler` is the scene whose other frames fill the holes: `scene` itself, unless some
     of its frames stand for something else (see `framing.windows`).
     """
-    encode = lambda clip: wan_vae.encode(sizes.vae, weights.vae, clip[None], chunk=sizes.chunk)[0]
+    encode = partial(_encode, sizes, weights)
     observed, visible = scene.operator.apply(scene.clip), scene.operator.visible
     filled = fill(filler.operator, filler.clip, observed, visible)
     measurement = Measurement(filled, encode(filled))
@@ -142,7 +165,7 @@ def observe(
     if sizes.conditioning is not None:
         told = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
         told = told if settings.conditioning else jax.tree.map(jnp.zeros_like, told)
-    return Observation(observed, measurement, mask, told)
+    return Observation(observed, visible, measurement, mask, told)
 
 
 def _conditioning(
@@ -171,36 +194,70 @@ def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State,
     return start(key, shape, solver(settings.renoise)), levels
 
 
-def experts(sizes: Variant, levels: Level) -> list[tuple[str, Level]]:
-    """The generators' names among the weights, each with its share of the levels, in order."""
-    if sizes.boundary is None:
-        return [("dit", levels)]
-    high, low = split_at(levels, sizes.boundary)
-    return [(name, part) for name, part in (("dit", high), ("dit_low", low)) if len(part.sigma)]
+def stages(sizes: Variant, settings: Settings, levels: Level) -> list[tuple[Part, Level]]:
+    """The schedule, cut where the expert changes, and where the measurement does."""
+    boundary = TRAIN_TIMESTEPS * (sizes.boundary or 0.0)
+    after = levels.sigma <= (-1.0 if settings.refresh_at is None else settings.refresh_at)
+    first_after = levels.sigma[after][:1]
+
+    def part(level: Level) -> Part:
+        return Part(
+            "dit" if level.timestep >= boundary else "dit_low",
+            bool(settings.guided_from >= level.sigma >= settings.guided_to),
+            bool(level.sigma in first_after),
+        )
+
+    return parts(levels, part)
 
 
 def proceed(
     sizes: Variant,
     settings: Settings,
-    expert: str,
+    part: Part,
     weights: Weights,
     context: Float[Array, "2 l d"],
     observation: Observation,
     state: State,
     levels: Level,
 ) -> State:
-    """Sample through `levels`, which are all one expert's: all of them, or the next few."""
+    """Sample through `levels`, which are all of one part: all of them, or the next few."""
     _, solver = SOLVERS[settings.solver or sizes.solver]
-    velocity = _velocity(sizes, getattr(weights, expert), context, observation.conditioning)
-    scale = guidance_scale(sizes, settings, expert)
-    step = split_correct_recombine(
-        denoiser(velocity) if scale == 1 else guided(velocity, scale),
-        consistency(settings),
+    step = method(
+        settings.consistency if part.acts else "none",
+        **_options(settings),
+        r2=weights.calibration.clean_error or unit_gaussian,
+        pixels=_pixels(sizes, weights, observation),
+    )(
+        _denoiser(sizes, settings, part, weights, context, observation),
         solver(settings.renoise),
         observation.measurement.latent,
         observation.mask,
     )
     return advance(step, state, levels)
+
+
+def refresh(
+    sizes: Variant,
+    settings: Settings,
+    part: Part,
+    weights: Weights,
+    context: Float[Array, "2 l d"],
+    observation: Observation,
+    state: State,
+    levels: Level,
+) -> Observation:
+    """The measurement, with the holes filled by what the sample says at the first of `levels`.
+
+    It costs a call of the model, a decode and an encode. The mask stays: its variance is that
+    of the first fill, so it trusts the better one too little rather than too much.
+    """
+    level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
+    denoise = _denoiser(sizes, settings, part, weights, context, observation)
+    pixels = _pixels(sizes, weights, observation)
+    seen = observation.visible[..., None]
+    decoded = pixels.decode(denoise(state.x, level).clean)
+    filled = seen * observation.measurement.clip + (1 - seen) * decoded
+    return observation._replace(measurement=Measurement(filled, pixels.encode(filled)))
 
 
 def guidance_scale(sizes: Variant, settings: Settings, expert: str) -> float:
@@ -210,6 +267,20 @@ def guidance_scale(sizes: Variant, settings: Settings, expert: str) -> float:
     if settings.guidance_scale is not None:
         return settings.guidance_scale
     return sizes.guidance_scale_low if expert == "dit_low" else sizes.guidance_scale
+
+
+def _denoiser(
+    sizes: Variant,
+    settings: Settings,
+    part: Part,
+    weights: Weights,
+    context: Float[Array, "2 l d"],
+    observation: Observation,
+) -> Denoiser:
+    dit = getattr(weights, part.expert)
+    velocity = _velocity(sizes, dit, context, observation.conditioning)
+    scale = guidance_scale(sizes, settings, part.expert)
+    return denoiser(velocity) if scale == 1 else guided(velocity, scale)
 
 
 def _velocity(
@@ -231,18 +302,29 @@ def _velocity(
 
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:
     """Decode."""
+    return _decode(sizes, weights, state.x)
+
+
+def _options(settings: Settings) -> dict[str, float | int | str]:
+    """The settings of a method that were given; for the others it has its own."""
+    names = "gamma", "gamma_schedule", "noise", "inner"
+    given = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _pixels(sizes: Variant, weights: Weights, observation: Observation) -> Pixels:
+    return Pixels(
+        encode=partial(_encode, sizes, weights),
+        decode=partial(_decode, sizes, weights),
+        clip=observation.measurement.clip,
+        visible=observation.visible,
+    )
+
+
+def _encode(sizes: Variant, weights: Weights, clip: Float[Array, "t h w 3"]):
+    return wan_vae.encode(sizes.vae, weights.vae, clip[None], chunk=sizes.chunk)[0]
+
+
+def _decode(sizes: Variant, weights: Weights, latent: Float[Array, "t h w c"]):
     chunk = sizes.chunk and sizes.chunk // sizes.vae.temporal_factor
-    return wan_vae.decode(sizes.vae, weights.vae, state.x[None], chunk=chunk)[0]
-
-
-CONSISTENCIES: dict[str, Callable[[Settings], Consistency]] = {
-    "fusion": lambda settings: fusion(),
-    "dds": lambda settings: dds(settings.gamma),
-    "none": lambda settings: none,
-}
-
-
-def consistency(settings: Settings) -> Consistency:
-    """The rule that `settings` names, within its window of noise levels."""
-    rule = CONSISTENCIES[settings.consistency](settings)
-    return within(rule, settings.guided_from, settings.guided_to)
+    return wan_vae.decode(sizes.vae, weights.vae, latent[None], chunk=chunk)[0]

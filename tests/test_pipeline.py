@@ -14,7 +14,7 @@ from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
 from ic_jax.models import wan_vae
 from ic_jax.models.clip_vision import CLIPVisionConfig
-from ic_jax.pipeline import Scene, Settings
+from ic_jax.pipeline import Part, Scene, Settings
 from ic_jax.sampling.solvers import SOLVERS
 
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
@@ -85,7 +85,7 @@ def test_segments_of_a_run_make_the_whole_bit_for_bit(weights, moved):
     settings = replace(QUICK, renoise=0.3, steps=4)
     observation = observe(TINY, settings, weights, moved, moved, KEY)
     state, levels = pipeline.begin(TINY, settings, KEY)
-    go = jax.jit(partial(pipeline.proceed, TINY, settings, "dit"))
+    go = jax.jit(partial(pipeline.proceed, TINY, settings, Part()))
     whole = go(weights, CONTEXT, observation, state, levels)
     for first in (0, 2):
         part = jax.tree.map(lambda leaf: leaf[first : first + 2], levels)
@@ -154,8 +154,10 @@ TWO = replace(TINY, boundary=0.8, guidance_scale_low=1.0, steps=6)
 
 def test_each_expert_gets_its_share_of_the_levels(moved):
     _, levels = pipeline.begin(TWO, QUICK, KEY)
-    (first, high), (second, low) = pipeline.experts(TWO, levels)
-    assert (first, second) == ("dit", "dit_low") and len(high.sigma) + len(low.sigma) == 6
+    (first, high), (second, low) = pipeline.stages(TWO, QUICK, levels)
+    assert (first.expert, second.expert) == ("dit", "dit_low") and len(high.sigma) + len(
+        low.sigma
+    ) == 6
     assert high.timestep.min() >= 800 > low.timestep.max()
 
 
@@ -175,3 +177,44 @@ def test_every_solver_runs_the_story(weights, moved, solver):
     same = solver == TINY.solver
     default = run(TINY, QUICK, weights, moved, CONTEXT, KEY)
     assert (np.abs(out - default).max() == 0) == same
+
+
+# The schedule's parts -----------------------------------------------------------------
+
+
+def test_the_measurement_acts_within_its_window_and_nowhere_else(weights, moved):
+    settings = replace(QUICK, steps=4)
+    sigmas = pipeline.begin(TINY, settings, KEY)[1].sigma
+    window = replace(settings, guided_from=float(sigmas[1]), guided_to=float(sigmas[2]))
+    found = pipeline.stages(TINY, window, pipeline.begin(TINY, settings, KEY)[1])
+    assert [(part.acts, len(levels.sigma)) for part, levels in found] == [
+        (False, 1), (True, 2), (False, 1),
+    ]  # fmt: skip
+    closed = replace(settings, guided_from=float(sigmas[3]) / 2, guided_to=0.0)
+    free = run(TINY, replace(settings, consistency="none"), weights, moved, CONTEXT, KEY)
+    never = run(TINY, closed, weights, moved, CONTEXT, KEY)
+    np.testing.assert_allclose(never, free, atol=1e-6)
+    some = run(TINY, window, weights, moved, CONTEXT, KEY)
+    assert np.abs(some - free).max() > 1e-3
+
+
+def test_a_refreshed_measurement_differs_where_nothing_was_seen(weights, moved):
+    settings = replace(QUICK, steps=4)
+    state, levels = pipeline.begin(TINY, settings, KEY)
+    middle = replace(settings, refresh_at=float(levels.sigma[2]))
+    found = pipeline.stages(TINY, middle, levels)
+    assert [(part.refreshes, len(some.sigma)) for part, some in found] == [
+        (False, 2), (True, 1), (False, 1),
+    ]  # fmt: skip
+    before = observe(TINY, settings, weights, moved, moved, KEY)
+    part, some = found[1]
+    after = jax.jit(pipeline.refresh, static_argnums=(0, 1, 2))(
+        TINY, settings, part, weights, CONTEXT, before, state, some
+    )
+    apart = np.abs(after.measurement.clip - before.measurement.clip).max(-1)
+    seen = np.asarray(before.visible) == 1
+    assert apart[seen].max() == 0 and apart[~seen].mean() > 0.05
+    encoded = wan_vae.encode(TINY.vae, weights.vae, after.measurement.clip[None])[0]
+    np.testing.assert_allclose(after.measurement.latent, encoded, atol=1e-5)
+    without = run(TINY, settings, weights, moved, CONTEXT, KEY)
+    assert np.abs(run(TINY, middle, weights, moved, CONTEXT, KEY) - without).max() > 1e-4

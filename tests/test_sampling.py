@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ic_jax.latent_mask import LatentMask
-from ic_jax.sampling.consistency import dds, fusion, none, unit_gaussian, within
+from ic_jax.sampling.consistency import GAMMA_SCHEDULES, bayes_dds, dds, none, unit_gaussian
 from ic_jax.sampling.denoiser import Prediction, denoiser, guided, split
 from ic_jax.sampling.sampler import advance, split_correct_recombine, start
 from ic_jax.sampling.schedule import Level, flow_schedule
@@ -17,6 +17,7 @@ from ic_jax.sampling.solvers import euler
 SHAPE = (2, 3, 4, 5)
 SIGMA = jnp.float32(0.4)
 LEVEL = Level(SIGMA, jnp.float32(0.3), 1000 * SIGMA)
+KEY = jax.random.key(9)
 
 
 def normal(seed, shape=SHAPE):
@@ -83,52 +84,62 @@ def test_dds_moves_by_its_closed_form():
     p, y, m = prediction(), normal(4), mask(a=0.7, v=0.5)
     h2 = (0.7 / 1.5) ** 2
     expected = (p.clean + 3.0 * h2 * y) / (1 + 3.0 * h2)
-    np.testing.assert_allclose(dds(3.0)(p, y, m, LEVEL).clean, expected, atol=1e-6)
+    np.testing.assert_allclose(dds(3.0)(p, y, m, LEVEL, KEY).clean, expected, atol=1e-6)
 
 
 def test_dds_of_infinite_strength_returns_the_measurement():
     y = normal(4)
-    np.testing.assert_allclose(dds(1e7)(prediction(), y, mask(), LEVEL).clean, y, atol=1e-5)
+    np.testing.assert_allclose(dds(1e7)(prediction(), y, mask(), LEVEL, KEY).clean, y, atol=1e-5)
 
 
-def test_fusion_is_the_minimum_variance_mean_of_two_estimates():
+def test_bayes_dds_is_the_minimum_variance_mean_of_two_estimates():
     p, y, v = prediction(), normal(4), 0.3
     r2 = unit_gaussian(SIGMA)
     expected = (p.clean / r2 + y / v) / (1 / r2 + 1 / v)
-    out = fusion()(p, y, mask(v=v), LEVEL).clean
+    out = bayes_dds()(p, y, mask(v=v), LEVEL, KEY).clean
     np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
-def test_fusion_of_an_exact_measurement_returns_it():
+def test_bayes_dds_of_an_exact_measurement_returns_it():
     y = normal(4)
-    np.testing.assert_allclose(fusion()(prediction(), y, mask(), LEVEL).clean, y, atol=1e-6)
+    np.testing.assert_allclose(bayes_dds()(prediction(), y, mask(), LEVEL, KEY).clean, y, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [fusion(), fusion(noise="keep"), dds(), dds(noise="keep"), none])
+@pytest.mark.parametrize(
+    "rule", [bayes_dds(), bayes_dds(noise="keep"), dds(), dds(noise="keep"), none]
+)
 def test_where_nothing_is_observed_the_prediction_stands(rule):
     p = prediction()
-    for before, after in zip(p, rule(p, normal(4), mask(a=0.0), LEVEL)):
+    for before, after in zip(p, rule(p, normal(4), mask(a=0.0), LEVEL, KEY)):
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("rule", [fusion, dds])
+@pytest.mark.parametrize("rule", [bayes_dds, dds])
+def test_renewed_noise_is_fresh(rule):
+    p, y, m = prediction(), normal(4), mask(a=0.8, v=0.2)
+    renewed = rule(noise="renew")(p, y, m, LEVEL, KEY)
+    np.testing.assert_array_equal(renewed.clean, rule()(p, y, m, LEVEL, KEY).clean)
+    assert jnp.abs(renewed.noise - p.noise).min() > 0
+    other = rule(noise="renew")(p, y, m, LEVEL, jax.random.key(1))
+    assert jnp.abs(renewed.noise - other.noise).max() > 0.5
+
+
+@pytest.mark.parametrize("schedule", GAMMA_SCHEDULES)
+def test_gamma_follows_its_schedule(schedule):
+    p, y, m = prediction(), normal(4), mask(a=0.7, v=0.5)
+    gamma = 3.0 * float(GAMMA_SCHEDULES[schedule](SIGMA))
+    out = dds(3.0, schedule)(p, y, m, LEVEL, KEY).clean
+    np.testing.assert_allclose(out, dds(gamma)(p, y, m, LEVEL, KEY).clean, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [bayes_dds, dds])
 def test_recomputed_noise_keeps_x_and_kept_noise_does_not(rule):
     p, y, m = prediction(), normal(4), mask(a=0.8, v=0.2)
-    np.testing.assert_allclose(noisy(rule()(p, y, m, LEVEL)), noisy(p), atol=2e-6)
-    kept = rule(noise="keep")(p, y, m, LEVEL)
+    np.testing.assert_allclose(noisy(rule()(p, y, m, LEVEL, KEY)), noisy(p), atol=2e-6)
+    kept = rule(noise="keep")(p, y, m, LEVEL, KEY)
     np.testing.assert_array_equal(kept.noise, p.noise)
-    np.testing.assert_array_equal(kept.clean, rule()(p, y, m, LEVEL).clean)
+    np.testing.assert_array_equal(kept.clean, rule()(p, y, m, LEVEL, KEY).clean)
     assert jnp.abs(noisy(kept) - noisy(p)).max() > 0.1
-
-
-@pytest.mark.parametrize("first, last, acts", [
-    (1.0, 0.0, True), (0.4, 0.4, True), (0.39, 0.0, False), (1.0, 0.41, False),
-])  # fmt: skip
-def test_a_window_of_levels(first, last, acts):
-    p, y = prediction(), normal(4)
-    rule = within(fusion(), first, last)
-    expected = fusion()(p, y, mask(), LEVEL) if acts else p
-    jax.tree.map(np.testing.assert_array_equal, rule(p, y, mask(), LEVEL), expected)
 
 
 def test_unit_gaussian_variance_at_both_ends():
@@ -161,12 +172,12 @@ def exact(x, level):
 @partial(jax.jit, static_argnames=("rule", "renoise", "steps", "shape"))
 def ends(rule, key=0, a=1.0, v=V, renoise=0.0, steps=400, shape=MANY):
     solver, key = euler(renoise), jax.random.key(key)
-    step = split_correct_recombine(exact, rule, solver, jnp.full(shape, Y), mask(a, v, shape))
+    step = split_correct_recombine(rule)(exact, solver, jnp.full(shape, Y), mask(a, v, shape))
     return advance(step, start(key, shape, solver), flow_schedule(steps, 1.0)).x
 
 
-RECOMPUTE = fusion(prior_variance)
-KEEP = fusion(prior_variance, noise="keep")
+RECOMPUTE = bayes_dds(prior_variance)
+KEEP = bayes_dds(prior_variance, noise="keep")
 
 
 def test_plain_euler_ends_at_the_prior():
@@ -203,7 +214,7 @@ def test_an_empty_mask_is_the_plain_sampler_bit_for_bit():
 @pytest.mark.parametrize("renoise", [0.0, 0.3])
 def test_halves_of_a_schedule_make_the_whole_bit_for_bit(renoise):
     solver = euler(renoise)
-    step = split_correct_recombine(exact, RECOMPUTE, solver, normal(4), mask(a=0.7, v=V))
+    step = split_correct_recombine(RECOMPUTE)(exact, solver, normal(4), mask(a=0.7, v=V))
     go = jax.jit(partial(advance, step))
     first, levels = start(jax.random.key(0), SHAPE, solver), flow_schedule(6, 3.0)
     part = lambda a, b: jax.tree.map(lambda leaf: leaf[a:b], levels)

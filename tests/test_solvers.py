@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 from ic_jax.latent_mask import LatentMask
-from ic_jax.sampling.consistency import dds, fusion, none
+from ic_jax.sampling.consistency import bayes_dds, dds, none
 from ic_jax.sampling.denoiser import Prediction, split
 from ic_jax.sampling.sampler import State, advance, split_correct_recombine
 from ic_jax.sampling.schedule import (
@@ -22,8 +22,8 @@ from ic_jax.sampling.schedule import (
     double_shift_schedule,
     dpmpp_schedule,
     flow_schedule,
+    parts,
     shifted,
-    split_at,
     unipc_schedule,
 )
 from ic_jax.sampling.solvers import SOLVERS, dpmpp_2m, euler, unipc
@@ -52,7 +52,7 @@ def mask(a, v):
 
 
 def stepper(solver, denoise=toy, rule=none, y=jnp.zeros(SHAPE), mask=mask(0.0, 0.0)):
-    return split_correct_recombine(denoise, rule, solver, y, mask)
+    return split_correct_recombine(rule)(denoise, solver, y, mask)
 
 
 def solve(solver, levels, x, *how):
@@ -135,29 +135,35 @@ def test_the_double_shift_is_the_schedule_of_diffusers(steps, shift):
     np.testing.assert_allclose(ours.timestep, theirs.timesteps, atol=1e-3)
 
 
+def cut_at(levels, boundary):
+    return parts(levels, lambda level: bool(level.timestep >= 1000 * boundary))
+
+
 @pytest.mark.parametrize("shift, boundary, high", [(12.0, 0.875, 26), (5.0, 0.9, 15)])
 def test_experts_share_forty_steps_as_in_the_reference(shift, boundary, high):
     levels = unipc_schedule(40, shift)
-    above, below = split_at(levels, boundary)
+    (_, above), (_, below) = cut_at(levels, boundary)
     assert len(above.sigma) == high and len(below.sigma) == 40 - high
     assert above.timestep.min() >= 1000 * boundary > below.timestep.max()
     joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), above, below)
     jax.tree.map(np.testing.assert_array_equal, joined, levels)
 
 
-@pytest.mark.parametrize("boundary, counts", [(0.0, (5, 0)), (1.0, (1, 4)), (1.1, (0, 5))])
+@pytest.mark.parametrize("boundary, counts", [
+    (0.0, {True: 5}), (1.0, {True: 1, False: 4}), (1.1, {False: 5}),
+])  # fmt: skip
 def test_either_expert_may_have_no_step_at_all(boundary, counts):
     solver, x = euler(), normal(0)
-    parts = split_at(flow_schedule(5, 3.0), boundary)
-    assert tuple(len(p.sigma) for p in parts) == counts
+    cut = cut_at(flow_schedule(5, 3.0), boundary)
+    assert {label: len(levels.sigma) for label, levels in cut} == counts
     state = begin(solver, x)
-    for levels in parts:
+    for _, levels in cut:
         state = advance(stepper(solver), state, levels)
     np.testing.assert_allclose(state.x, solve(solver, flow_schedule(5, 3.0), x).x, atol=1e-6)
 
 
 def test_a_schedule_can_be_cut_inside_jit():
-    cut = jax.jit(lambda: split_at(unipc_schedule(40, 12.0), 0.875)[0].sigma)
+    cut = jax.jit(lambda: cut_at(unipc_schedule(40, 12.0), 0.875)[0][1].sigma)
     assert cut().shape == (26,)
 
 
@@ -301,7 +307,7 @@ def test_renewed_noise_keeps_the_variance_of_the_prior(make):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("rule", [fusion(), fusion(noise="keep"), dds(1e8)])
+@pytest.mark.parametrize("rule", [bayes_dds(), bayes_dds(noise="keep"), dds(1e8)])
 def test_a_full_exact_measurement_is_returned(name, rule):
     recipe, y = SOLVERS[name], normal(4)
     levels = recipe.schedule(6, 3.0)
@@ -312,8 +318,8 @@ def test_a_full_exact_measurement_is_returned(name, rule):
 @pytest.mark.parametrize("make", MULTISTEP)
 def test_the_corrected_flow_is_the_one_that_is_solved(make):
     """A rule inside the denoiser, or after it: the solver cannot tell."""
-    rule, y, m, levels = fusion(), normal(4), mask(0.8, 0.3), unipc_schedule(8, 3.0)
-    inside = lambda x, level: rule(toy(x, level), y, m, level)
+    rule, y, m, levels = bayes_dds(), normal(4), mask(0.8, 0.3), unipc_schedule(8, 3.0)
+    inside = lambda x, level: rule(toy(x, level), y, m, level, KEY)
     after = solve(make(), levels, normal(0), toy, rule, y, m).x
     np.testing.assert_allclose(after, solve(make(), levels, normal(0), inside).x, atol=1e-6)
     assert jnp.abs(after - solve(make(), levels, normal(0)).x).max() > 0.1
@@ -341,7 +347,7 @@ def test_noise_that_a_rule_changed_is_what_the_next_level_gets(make):
 def test_nothing_is_infinite_on_the_way(solver, schedule, steps):
     """Step by step outside jit, so that values which a `where` would discard are seen too."""
     run = lambda: solve(
-        solver, schedule(steps, 12.0), normal(0), toy, fusion(), normal(4), mask(0.7, 0.2)
+        solver, schedule(steps, 12.0), normal(0), toy, bayes_dds(), normal(4), mask(0.7, 0.2)
     )
     with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
         eager = run().x
@@ -351,7 +357,7 @@ def test_nothing_is_infinite_on_the_way(solver, schedule, steps):
 @pytest.mark.parametrize("solver", [euler(), dpmpp_2m(), unipc(), unipc(0.3)])
 def test_segments_make_the_whole_bit_for_bit(solver):
     levels = unipc_schedule(7, 3.0)
-    go = jax.jit(partial(advance, stepper(solver, toy, fusion(), normal(4), mask(0.7, 0.2))))
+    go = jax.jit(partial(advance, stepper(solver, toy, bayes_dds(), normal(4), mask(0.7, 0.2))))
     first = begin(solver, normal(0))
     whole = go(first, levels)
     for cuts in [(0, 1, 4, 7), (0, 3, 6, 7)]:
@@ -363,7 +369,7 @@ def test_segments_make_the_whole_bit_for_bit(solver):
 
 @pytest.mark.parametrize("solver", [dpmpp_2m(), unipc()])
 def test_vmap_is_a_loop_over_clips(solver):
-    step = stepper(solver, toy, fusion(), normal(4), mask(0.7, 0.2))
+    step = stepper(solver, toy, bayes_dds(), normal(4), mask(0.7, 0.2))
     run = jax.jit(lambda x: advance(step, begin(solver, x), unipc_schedule(5, 3.0)).x)
     clips = normal(6, (3, *SHAPE))
     np.testing.assert_allclose(jax.vmap(run)(clips), jnp.stack([run(x) for x in clips]), atol=1e-6)

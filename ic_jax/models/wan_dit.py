@@ -278,9 +278,7 @@ def _dense(
 ) -> nn.Dense:
     # What is float32 by design stays so on GPU and TPU, whose default is a shorter mantissa.
     precision = "highest" if jnp.dtype(dtype) == jnp.float32 else None
-    return nn.Dense(
-        features, dtype=dtype, precision=precision, kernel_init=kernel_init, name=name
-    )
+    return nn.Dense(features, dtype=dtype, precision=precision, kernel_init=kernel_init, name=name)
 
 
 # The fast variance, E[x²] - E[x]², loses digits.

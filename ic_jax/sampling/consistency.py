@@ -1,24 +1,35 @@
 """Correct: a prediction is made to agree with the measurement.
 
-A rule moves the clean estimate; then x = (1-σ) clean + σ noise holds no longer unless the
-noise moves too. `recompute` takes the noise that the same x implies, which is exact for a
-Gaussian; `keep` leaves it, as DDIM-style projections do, and loses variance.
+A rule moves the clean estimate; then x = (1-σ) clean + σ noise holds no longer unless the noise
+moves too, and that choice is part of the rule:
+
+    recompute    the noise that the same x implies: exact for a Gaussian, and deterministic
+    keep         the noise as predicted, as DDIM-style projections do: it loses variance
+    renew        fresh noise: x is drawn anew around the corrected estimate
+
+`Consistency` has the signature (prediction, y, mask, level, key) -> prediction. y is the
+measurement as encoded, not attenuated by the mask; where a paper's operator attenuates, its
+rule says so.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ic_jax.latent_mask import LatentMask
 
 from .denoiser import Prediction
 from .schedule import Level
 
-Noise = Literal["recompute", "keep"]
+Noise = Literal["recompute", "keep", "renew"]
 Latent = Float[Array, "t h w c"]
-Consistency = Callable[[Prediction, Latent, LatentMask, Level], Prediction]
+Consistency = Callable[[Prediction, Latent, LatentMask, Level, PRNGKeyArray], Prediction]
+CleanVariance = Callable[[Float[Array, ""]], Float[Array, "*#c"]]
+
+NOISES: tuple[str, ...] = get_args(Noise)
 
 
 def unit_gaussian(sigma: Float[Array, ""]) -> Float[Array, ""]:
@@ -26,57 +37,71 @@ def unit_gaussian(sigma: Float[Array, ""]) -> Float[Array, ""]:
     return sigma**2 / ((1 - sigma) ** 2 + sigma**2)
 
 
-def none(prediction: Prediction, y: Latent, mask: LatentMask, level: Level) -> Prediction:
+GAMMA_SCHEDULES: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
+    "constant": jnp.ones_like,
+    "falling": lambda sigma: sigma,
+    "rising": lambda sigma: 1 - sigma,
+    "variance": unit_gaussian,
+}
+
+
+def none(
+    prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
+) -> Prediction:
     """No measurement: the plain generator."""
     return prediction
 
 
-def dds(gamma: float = 5.0, noise: Noise = "recompute") -> Consistency:
-    """clean ← (clean + γ h² y) / (1 + γ h²), with the static mask h = h(1) and one γ for all σ.
+def dds(
+    gamma: float = 5.0, gamma_schedule: str = "constant", noise: Noise = "recompute"
+) -> Consistency:
+    """clean ← (clean + γ h² y) / (1 + γ h²), with the static mask h = h(1).
 
     The proximal step of Decomposed Diffusion Sampling (arXiv 2303.05754) for the operator
-    diag(h) and an unattenuated measurement y: where h = 0 nothing changes.
+    diag(h) and an unattenuated measurement y: where h = 0 nothing changes. γ is one number
+    times one of `GAMMA_SCHEDULES` of σ.
     """
 
-    def rule(prediction: Prediction, y: Latent, mask: LatentMask, level: Level) -> Prediction:
-        strength = gamma * mask.weight(1.0) ** 2
-        return _moved(prediction, strength / (1 + strength), y, level, noise)
+    def rule(
+        prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
+    ) -> Prediction:
+        strength = gamma * GAMMA_SCHEDULES[gamma_schedule](level.sigma) * mask.weight(1.0) ** 2
+        return moved(prediction, strength / (1 + strength), y, level, noise, key)
 
     return rule
 
 
-def fusion(
-    r2: Callable[[Float[Array, ""]], Float[Array, ""]] = unit_gaussian, noise: Noise = "recompute"
-) -> Consistency:
-    """clean ← clean + h(r_σ²) (y - clean): the linear fusion of two independent estimates.
+def bayes_dds(r2: CleanVariance = unit_gaussian, noise: Noise = "recompute") -> Consistency:
+    """clean ← clean + h(r_σ²) (y - clean): DDS whose weight follows from variances. Ours.
 
-    `r2` is the variance of the model's clean estimate at σ. Early, when the model knows
-    little, the measurement leads; late, only its most certain latents still do. Ours.
+    The linear fusion of two independent estimates. `r2` is the variance of the model's clean
+    estimate at σ, one number or one per channel: measured (`calibration`), or that of a unit
+    Gaussian. Early, when the model knows little, the measurement leads; late, only its most
+    certain latents still do. There is no γ to tune.
     """
 
-    def rule(prediction: Prediction, y: Latent, mask: LatentMask, level: Level) -> Prediction:
-        return _moved(prediction, mask.weight(r2(level.sigma)), y, level, noise)
+    def rule(
+        prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
+    ) -> Prediction:
+        return moved(prediction, mask.weight(r2(level.sigma)), y, level, noise, key)
 
     return rule
 
 
-def within(rule: Consistency, first: float = 1.0, last: float = 0.0) -> Consistency:
-    """A rule that acts at levels first ≥ σ ≥ last, and leaves the others to the model."""
-
-    def windowed(prediction: Prediction, y: Latent, mask: LatentMask, level: Level) -> Prediction:
-        acts = (level.sigma <= first) & (level.sigma >= last)
-        moved = rule(prediction, y, mask, level)
-        return Prediction(*(jnp.where(acts, m, p) for m, p in zip(moved, prediction)))
-
-    return windowed
-
-
-def _moved(
-    prediction: Prediction, weight: Float[Array, "t h w #c"], y: Latent, level: Level, noise: Noise
+def moved(
+    prediction: Prediction,
+    weight: Float[Array, "t h w #c"],
+    y: Latent,
+    level: Level,
+    noise: Noise,
+    key: PRNGKeyArray,
 ) -> Prediction:
+    """clean + weight (y - clean), and the noise as asked."""
     change = weight * (y - prediction.clean)
     clean = prediction.clean + change
     if noise == "keep":
         return Prediction(clean, prediction.noise)
+    if noise == "renew":
+        return Prediction(clean, jax.random.normal(key, clean.shape))
     # x is unchanged: what the clean part gains, the noise gives.
     return Prediction(clean, prediction.noise - (1 - level.sigma) / level.sigma * change)

@@ -17,6 +17,16 @@ from .schedule import Level
 from .solvers import Solver
 
 
+class Pixels(NamedTuple):
+    """The way to pixels and back, for methods that pay it in every step, and what was seen."""
+
+    encode: Callable[[Float[Array, "t h w 3"]], Float[Array, "t2 h2 w2 c"]]
+    decode: Callable[[Float[Array, "t2 h2 w2 c"]], Float[Array, "t h w 3"]]
+    clip: Float[Array, "t h w 3"]
+    """The filled clip whose encoding is y."""
+    visible: Float[Array, "t h w"]
+
+
 class State(NamedTuple):
     """All that a run needs to go on: saved, it resumes to the same bits."""
 
@@ -26,6 +36,7 @@ class State(NamedTuple):
 
 
 Step = Callable[[State, Level], State]
+Method = Callable[[Denoiser, Solver, Float[Array, "t h w c"], LatentMask], Step]
 
 
 def start(key: PRNGKeyArray, shape: tuple[int, ...], solver: Solver) -> State:
@@ -35,22 +46,21 @@ def start(key: PRNGKeyArray, shape: tuple[int, ...], solver: Solver) -> State:
     return State(x, solver.init(x), key)
 
 
-def split_correct_recombine(
-    denoise: Denoiser,
-    consistent: Consistency,
-    solver: Solver,
-    y: Float[Array, "t h w c"],
-    mask: LatentMask,
-) -> Step:
-    """The common step. A method that does not fit it is a `Step` of its own."""
+def split_correct_recombine(consistent: Consistency) -> Method:
+    """The common step. A method that does not fit it makes a `Step` of its own."""
 
-    def step(state: State, level: Level) -> State:
-        key, solver_key = jax.random.split(state.key)
-        prediction = consistent(denoise(state.x, level), y, mask, level)
-        x, memory = solver.update(state.memory, prediction, level, solver_key)
-        return State(x, memory, key)
+    def method(
+        denoise: Denoiser, solver: Solver, y: Float[Array, "t h w c"], mask: LatentMask
+    ) -> Step:
+        def step(state: State, level: Level) -> State:
+            key, rule_key, solver_key = jax.random.split(state.key, 3)
+            prediction = consistent(denoise(state.x, level), y, mask, level, rule_key)
+            x, memory = solver.update(state.memory, prediction, level, solver_key)
+            return State(x, memory, key)
 
-    return step
+        return step
+
+    return method
 
 
 def advance(step: Step, state: State, levels: Level) -> State:

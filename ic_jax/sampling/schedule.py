@@ -1,7 +1,7 @@
 """Noise levels: σ from 1 (noise) to 0 (clean), and the timestep the checkpoint expects.
 
 Every schedule is made on the host, in float64, and is no traced value: under `jax.jit` it can
-still be cut where the model changes (`split_at`), or one step at a time for a progress bar.
+still be cut where something changes (`parts`), or one step at a time for a progress bar.
 
     schedule              σ before the shift          timestep
     flow_schedule         1 … 0, N equal parts        1000 σ
@@ -13,12 +13,15 @@ The last three are what Wan's own samplers and VideoX-Fun's "Flow" use; a checkp
 defaults for steps and shift were chosen with one of them.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import groupby
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float
 
 TRAIN_TIMESTEPS = 1000
+T = TypeVar("T")
 
 
 class Level(NamedTuple):
@@ -65,15 +68,16 @@ def double_shift_schedule(steps: int, shift: float) -> Level:
     return _levels(np.append(shifted(np.linspace(1.0, smallest, steps), shift), 0.0))
 
 
-def split_at(levels: Level, boundary: float) -> tuple[Level, Level]:
-    """(high, low): the steps whose timestep is at least 1000 `boundary`, and the rest.
+def parts(levels: Level, label: Callable[[Level], T]) -> list[tuple[T, Level]]:
+    """The schedule, cut wherever the label of a step is not that of the step before.
 
-    Models of two experts (Wan 2.2) give the high part to one and the low part to the other.
-    Either part may be empty. `levels` must be a whole schedule, not traced.
+    Under `jax.vmap` a condition inside the loop runs both of its branches; two loops do not.
+    `levels` must be a whole schedule, not traced.
     """
-    high = int(np.sum(levels.timestep >= TRAIN_TIMESTEPS * boundary))
-    part = lambda cut: Level(*(leaf[cut] for leaf in levels))
-    return part(slice(high)), part(slice(high, None))
+    rows = [Level(*row) for row in zip(*levels)]
+    return [
+        (key, Level(*(np.stack(leaf) for leaf in zip(*run)))) for key, run in groupby(rows, label)
+    ]
 
 
 def _levels(sigmas: Float[np.ndarray, " n"], truncate: bool = False) -> Level:
