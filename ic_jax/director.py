@@ -29,6 +29,8 @@ from .video import to_float, to_uint8
 # Frames that a window takes over from the one before: two latents' worth.
 OVERLAP = 5
 
+CLEAN_ERRORS = "measured", "gaussian"
+
 Progress = Callable[[str, int], None]
 
 _observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
@@ -79,11 +81,15 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     """
     check(settings)
     sizes = model.variant
+    measured = "clean_error" in model.calibration
+    if settings.clean_error == "measured" and not measured:
+        raise InputError(f"{model.name}: its clean error was never measured; run ic-jax calibrate")
     recommended = {
         "solver": sizes.solver,
         "steps": sizes.steps,
         "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
         "shift": sizes.shift,
+        "clean_error": "measured" if measured else "gaussian",
         "response_scale": model.calibration.get("response_scale", 1.0),
         "composite": sizes.composite and not editing,
     }
@@ -213,6 +219,7 @@ def check(settings: Settings) -> None:
         ("latent_mask", MASKS),
         ("consistency", METHODS),
         ("gamma_schedule", GAMMA_SCHEDULES),
+        ("clean_error", CLEAN_ERRORS),
         ("noise", NOISES),
         ("solver", SOLVERS),
     ):

@@ -29,7 +29,7 @@ from .models import wan_vae
 from .models.clip_vision import encode_image
 from .models.variants import Variant
 from .models.wan_dit import WanDiT
-from .sampling.consistency import unit_gaussian
+from .sampling.consistency import CleanVariance, unit_gaussian
 from .sampling.denoiser import Denoiser, Velocity, denoiser, guided
 from .sampling.methods import method
 from .sampling.sampler import Pixels, State, advance, start
@@ -49,6 +49,8 @@ class Settings:
     """Strength of the measurement, in methods that have one number for it."""
     gamma_schedule: str | None = None
     """Its course over the noise levels: constant, falling, rising or variance."""
+    clean_error: str | None = None
+    """The model's own variance in bayes_dds: measured (see `ic-jax calibrate`) or gaussian."""
     noise: str | None = None
     """What becomes of the noise when the clean estimate moves: recompute, keep or renew."""
     inner: int | None = None
@@ -225,7 +227,7 @@ def proceed(
     step = method(
         settings.consistency if part.acts else "none",
         **_options(settings),
-        r2=weights.calibration.clean_error or unit_gaussian,
+        r2=clean_variance(settings, weights),
         pixels=_pixels(sizes, weights, observation),
     )(
         _denoiser(sizes, settings, part, weights, context, observation),
@@ -303,6 +305,12 @@ def _velocity(
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:
     """Decode."""
     return _decode(sizes, weights, state.x)
+
+
+def clean_variance(settings: Settings, weights: Weights) -> CleanVariance:
+    """r_σ²: as measured, unless it was not, or that of a unit Gaussian is asked for."""
+    measured = weights.calibration.clean_error
+    return unit_gaussian if settings.clean_error == "gaussian" or measured is None else measured
 
 
 def _options(settings: Settings) -> dict[str, float | int | str]:
