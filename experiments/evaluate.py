@@ -31,20 +31,23 @@ from experiments.evaluate_report import (
     PLAIN,
     PUSH_PULL,
     ROUND_TRIP,
+    SEAM_PIXELS,
     TRUTH_TRIP,
     Facts,
     report,
 )
 from experiments.held_out import FIRST_TEST_SEED, NewView, stored_view
-from experiments.metrics import psnr_by_region, regions, spectrum_distance_db
+from experiments.metrics import psnr_by_region, regions
 from experiments.natural_clips import natural_clips
+from experiments.spectrum import spectrum_distance_db
+from ic_jax import pipeline
 from ic_jax.checkpoint import load
 from ic_jax.composite import composite
 from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
 from ic_jax.model import BUNDLED, Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Observation, Part, Scene, Settings, begin, observe, proceed
+from ic_jax.pipeline import Observation, Scene, Settings, observe
 from ic_jax.report import psnr_db
 from ic_jax.text import embed_prompts
 
@@ -94,10 +97,7 @@ def sample(
 ) -> Float[Array, "n t h w c"]:
     """One sampled latent per key, from the same observation."""
 
-    def one(key):
-        state, levels = begin(sizes, settings, key)
-        return proceed(sizes, settings, Part(), weights, context, observation, state, levels).x
-
+    one = lambda key: pipeline.sample(sizes, settings, weights, context, observation, key).x
     return jax.vmap(one)(keys)
 
 
@@ -121,7 +121,7 @@ def evaluate_scene(model: Model, arguments: Arguments, number: int) -> Scored:
     view = stored_view(
         arguments.data / "held_out", seed, number, sizes.frames, sizes.height, sizes.width
     )
-    where = regions(np.asarray(view.operator.visible))
+    where = regions(np.asarray(view.operator.visible), SEAM_PIXELS)
     score = partial(scores, truth=np.asarray(view.truth), where=where)
     observation, arms = sample_arms(model, arguments, view, jax.random.key(seed))
 

@@ -23,7 +23,7 @@ from .conditioning import condition
 from .fill import fill
 from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
-from .latent_mask import MASKS, Encode, LatentMask, Measurement
+from .latent_mask import MASKS, Encode, LatentMask, Measurement, Operator
 from .model import Weights
 from .models import wan_vae
 from .models.clip_vision import encode_image
@@ -132,13 +132,7 @@ def recapture(
     """
     mask_key, noise_key = jax.random.split(key)
     observation = observe(sizes, settings, weights, scene, scene, mask_key)
-    state, levels = begin(sizes, settings, noise_key)
-    for part, some in stages(sizes, settings, levels):
-        known = sizes, settings, part, weights, context
-        if part.refreshes:
-            observation = refresh(*known, observation, state, some)
-        state = proceed(*known, observation, state, some)
-    return finish(sizes, weights, state)
+    return finish(sizes, weights, sample(sizes, settings, weights, context, observation, noise_key))
 
 
 def observe(
@@ -158,16 +152,28 @@ def observe(
     observed, visible = scene.operator.apply(scene.clip), scene.operator.visible
     filled = fill(filler.operator, filler.clip, observed, visible)
     measurement = Measurement(filled, encode(filled))
-    construct = MASKS[settings.latent_mask]
-    if settings.latent_mask == "response":
-        scale = 1.0 if settings.response_scale is None else settings.response_scale
-        construct = partial(construct, scale=scale)
-    mask = construct(scene.operator, encode, measurement, key)
+    mask = latent_mask(sizes, settings, weights, scene.operator, measurement, key)
     told = None
     if sizes.conditioning is not None:
         told = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
         told = told if settings.conditioning else jax.tree.map(jnp.zeros_like, told)
     return Observation(observed, visible, measurement, mask, told)
+
+
+def latent_mask(
+    sizes: Variant,
+    settings: Settings,
+    weights: Weights,
+    operator: Operator,
+    measurement: Measurement,
+    key: PRNGKeyArray,
+) -> LatentMask:
+    """How far to trust each latent, by the construction that `settings` names."""
+    construct = MASKS[settings.latent_mask]
+    if settings.latent_mask == "response":
+        scale = 1.0 if settings.response_scale is None else settings.response_scale
+        construct = partial(construct, scale=scale)
+    return construct(operator, partial(_encode, sizes, weights), measurement, key)
 
 
 def _conditioning(
@@ -185,6 +191,24 @@ def _conditioning(
         frame, dtype = measurement.clip[0], jnp.dtype(sizes.dtype)
         tokens = encode_image(sizes.clip, weights.clip, frame, dtype)
     return Conditioning(condition(measurement.clip, known, encode), tokens)
+
+
+def sample(
+    sizes: Variant,
+    settings: Settings,
+    weights: Weights,
+    context: Float[Array, "2 l d"],
+    observation: Observation,
+    key: PRNGKeyArray,
+) -> State:
+    """From noise to a clean latent, through all of the schedule."""
+    state, levels = begin(sizes, settings, key)
+    for part, some in stages(sizes, settings, levels):
+        known = sizes, settings, part, weights, context
+        if part.refreshes:
+            observation = refresh(*known, observation, state, some)
+        state = proceed(*known, observation, state, some)
+    return state
 
 
 def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State, Level]:
