@@ -254,7 +254,7 @@ def proceed(
         r2=clean_variance(settings, weights),
         pixels=_pixels(sizes, weights, observation),
     )(
-        _denoiser(sizes, settings, part, weights, context, observation),
+        denoiser_of(sizes, settings, part, weights, context, observation.conditioning),
         solver(settings.renoise),
         observation.measurement.latent,
         observation.mask,
@@ -278,7 +278,7 @@ def refresh(
     of the first fill, so it trusts the better one too little rather than too much.
     """
     level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
-    denoise = _denoiser(sizes, settings, part, weights, context, observation)
+    denoise = denoiser_of(sizes, settings, part, weights, context, observation.conditioning)
     pixels = _pixels(sizes, weights, observation)
     seen = observation.visible[..., None]
     decoded = pixels.decode(denoise(state.x, level).clean)
@@ -295,16 +295,17 @@ def guidance_scale(sizes: Variant, settings: Settings, expert: str) -> float:
     return sizes.guidance_scale_low if expert == "dit_low" else sizes.guidance_scale
 
 
-def _denoiser(
+def denoiser_of(
     sizes: Variant,
     settings: Settings,
     part: Part,
     weights: Weights,
     context: Float[Array, "2 l d"],
-    observation: Observation,
+    conditioning: Conditioning | None,
 ) -> Denoiser:
+    """The model as the sampler asks it: the part's expert, guided by the prompt."""
     dit = getattr(weights, part.expert)
-    velocity = _velocity(sizes, dit, context, observation.conditioning)
+    velocity = _velocity(sizes, dit, context, conditioning)
     scale = guidance_scale(sizes, settings, part.expert)
     return denoiser(velocity) if scale == 1 else guided(velocity, scale)
 
