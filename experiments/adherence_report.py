@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.metrics import bootstrap, wilson
+from experiments.intervals import bootstrap, wilson
 from experiments.scenes import COLOURS, SHAPES
 
 NEW, OLD, NONE = "new prompt", "old prompt", "no prompt"

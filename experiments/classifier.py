@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from tqdm import tqdm
 
 from experiments.edit_scenes import MARGIN, Look, grown, object_boxes
-from experiments.metrics import wilson
+from experiments.intervals import wilson
 from experiments.scene_render import object_map
 from experiments.scenes import COLOURS, SHAPES, scene_of
 from ic_jax.checkpoint import load, save

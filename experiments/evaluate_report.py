@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.metrics import FEWEST_GRADIENTS, OCTAVES, SEAM_PIXELS, bootstrap
+from experiments.intervals import bootstrap
+from experiments.spectrum import FEWEST_GRADIENTS, OCTAVES
 
 MAIN = "response, bayes_dds"
 PLAIN = "no consistency"
@@ -29,6 +30,8 @@ ARMS = {
 }
 """Mask and consistency rule of everything that is sampled."""
 
+# Half the usual width: frames of 64 x 96 pixels are small.
+SEAM_PIXELS = 4
 ROUND_TRIP_TARGET_DB = 25.0
 VISIBLE_TARGET_DB = 1.5
 COLUMNS = {

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from experiments.held_out import FIRST_CALIBRATION_SEED, stored_view
-from experiments.metrics import bootstrap
+from experiments.intervals import bootstrap
 from experiments.natural_clips import natural_clips
 from ic_jax.checkpoint import load
 from ic_jax.fill import fill, push_pull

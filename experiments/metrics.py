@@ -1,45 +1,34 @@
-"""How close a re-captured clip is to the true view: by region, by gradients, with intervals."""
+"""How close a clip is to the truth: by region, in pixels, in structure and in latents."""
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.ndimage import maximum_filter
+from skimage.metrics import structural_similarity
 
+from ic_jax.errors import InputError
 from ic_jax.report import psnr_db
-
-SEAM_PIXELS = 4
-OCTAVES = (1, 2, 4, 8)
-# Squared gradient of one grey level of 255: below it, energies count as equal.
-FLOOR = 1 / 255**2
-FEWEST_GRADIENTS = 64
-_LUMA = np.array([0.2126, 0.7152, 0.0722])
 
 
 class Regions(NamedTuple):
-    """Where pixels are compared. Hole and visible part the clip; the seam lies in the visible."""
+    """Where pixels are compared. Hole and visible part the whole; the seam is in the visible."""
 
     visible: Bool[np.ndarray, "t h w"]
     seam: Bool[np.ndarray, "t h w"]
     hole: Bool[np.ndarray, "t h w"]
+    whole: Bool[np.ndarray, "t h w"]
 
 
-class Interval(NamedTuple):
-    """A mean, and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def regions(visible: Float[np.ndarray, "t h w"], seam: int = SEAM_PIXELS) -> Regions:
+def regions(visible: Float[np.ndarray, "t h w"], seam: int = 8) -> Regions:
     """Holes are pixels seen by less than a half; the seam is what is seen within `seam` pixels.
 
     The distance is the larger of the two along rows and columns, within a frame.
     """
     hole = visible < 0.5
     near = maximum_filter(hole, size=(1, 2 * seam + 1, 2 * seam + 1), mode="constant", cval=False)
-    return Regions(~hole, ~hole & near, hole)
+    return Regions(~hole, ~hole & near, hole, np.ones_like(hole))
 
 
 def psnr_by_region(
@@ -49,84 +38,81 @@ def psnr_by_region(
     return {name: psnr_db(clip, truth, mask) for name, mask in where._asdict().items()}
 
 
-def gradient_spectrum(
-    clip: Float[np.ndarray, "t h w 3"], region: Bool[np.ndarray, "t h w"]
-) -> Float[np.ndarray, "octaves"]:
-    """Mean squared luma gradient inside a region, per octave of scale; luma in [0, 1].
+def ssim_by_region(
+    clip: Float[np.ndarray, "t h w 3"], truth: Float[np.ndarray, "t h w 3"], where: Regions
+) -> dict[str, float]:
+    """Mean structural similarity of clips in [-1, 1], per region; nan without pixels.
 
-    At scale s a gradient is the difference of the means of two neighbouring s x s boxes, along
-    rows or columns: the Haar wavelet's octaves. Only pairs of boxes wholly inside the region
-    count, so nothing outside it plays a part and no window is needed. An octave with fewer
-    than 64 pairs is nan.
+    Wang et al., "Image quality assessment: from error visibility to structural similarity"
+    (2004), per frame and colour channel. The window is Gaussian with a standard deviation of 1.5
+    pixels, cut off at 11 x 11, so a pixel near a border of its region sees up to 5 pixels of the
+    other side. Frames are mirrored at their edges and all their pixels count, for many holes
+    lie there; the usual mean over a frame leaves 5 pixels at its edges out.
     """
-    luma = (clip @ _LUMA + 1) / 2
-    return np.array([_gradient_energy(luma, region, scale) for scale in OCTAVES])
+    return _means(np.stack([_ssim_map(a, b) for a, b in zip(clip, truth, strict=True)]), where)
 
 
-def spectrum_distance_db(
-    clip: Float[np.ndarray, "t h w 3"],
-    truth: Float[np.ndarray, "t h w 3"],
-    region: Bool[np.ndarray, "t h w"],
+def lpips_by_region(
+    clip: Float[np.ndarray, "t h w 3"], truth: Float[np.ndarray, "t h w 3"], where: Regions
+) -> dict[str, float]:
+    """Mean perceptual distance of clips in [-1, 1], per region; nan without pixels.
+
+    Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018):
+    the map of the package `lpips` with AlexNet, brought to the frame's size. Its features see
+    far beyond a region's border. Tested with a stand-in for the network: its weights are a
+    download, and no number of ours comes from them yet.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        import lpips
+        import torch
+    except ImportError:
+        raise InputError("LPIPS needs the package lpips; pip install 'ic-jax[lpips]'") from None
+    network = _lpips_network(lpips)
+
+    def distance(frame, true_frame):
+        pair = (torch.tensor(x, dtype=torch.float32).permute(2, 0, 1) for x in (frame, true_frame))
+        with torch.no_grad():
+            return network(*(x[None] for x in pair))[0, 0].numpy()
+
+    return _means(np.stack([distance(a, b) for a, b in zip(clip, truth, strict=True)]), where)
+
+
+def latent_residual(
+    latent: Float[np.ndarray, "t h w c"],
+    measurement: Float[np.ndarray, "t h w c"],
+    weight: Float[np.ndarray, "#t #h #w #c"],
 ) -> float:
-    """Root mean square over octaves of the two gradient spectra's ratio in dB; nan without any.
+    """How far a latent is from the measurement: weighted root mean square, normalised units.
 
-    0 for the same energy at every scale, wherever it lies: it asks whether the region is as
-    sharp and as textured as the truth, not whether it shows the same thing. A gradient twice
-    as large everywhere is 6 dB away.
+    The weights are those by which the measurement is believed, in [0, 1] (a latent mask); nan
+    where all are zero.
     """
-    ratio = (gradient_spectrum(clip, region) + FLOOR) / (gradient_spectrum(truth, region) + FLOOR)
-    decibels = 10 * np.log10(ratio[np.isfinite(ratio)])
-    return float(np.sqrt(np.mean(decibels**2))) if decibels.size else float("nan")
+    squared = np.square(np.asarray(latent, np.float64) - measurement)
+    weight = np.broadcast_to(np.asarray(weight, np.float64), squared.shape)
+    with np.errstate(invalid="ignore"):
+        return float(np.sqrt((weight * squared).sum() / weight.sum()))
 
 
-def bootstrap(
-    values: Float[np.ndarray, "n"], resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Mean of paired differences (or any values), with its 95 % percentile bootstrap interval.
-
-    Values that are nan are left out: those scenes have nothing to compare.
-    """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
-    return Interval(float(values.mean()), float(low), float(high))
+def _means(values, where):
+    """Mean of a map over each region's pixels."""
+    return {
+        name: float(values[mask].mean()) if mask.any() else float("nan")
+        for name, mask in where._asdict().items()
+    }
 
 
-def wilson(right: int, n: int) -> Interval:
-    """A share of `n` independent trials, with its 95 % interval by Wilson's score.
-
-    Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    Unlike the normal interval it stays within [0, 1] and keeps a width where all are right.
-    """
-    z, share = 1.959964, right / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+def _ssim_map(frame, true_frame):
+    # The paper's weights: Gaussian, and the population's covariance.
+    pair = (np.asarray(x, np.float64) for x in (frame, true_frame))
+    return structural_similarity(
+        *pair, data_range=2.0, channel_axis=-1, full=True,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )[1].mean(-1)  # fmt: skip
 
 
-def _gradient_energy(luma, region, scale):
-    boxes, inside = _box_sums(luma, scale) / scale**2, _box_sums(region * 1.0, scale)
-    inside = inside > scale**2 - 0.5
-    squares = []
-    for axis in (1, 2):
-        before, after = _apart(boxes, scale, axis)
-        both = np.logical_and(*_apart(inside, scale, axis))
-        squares.append((after - before)[both] ** 2)
-    squares = np.concatenate(squares)
-    return squares.mean() if len(squares) >= FEWEST_GRADIENTS else np.nan
-
-
-def _box_sums(frames, side):
-    """Sums over every side x side box inside the frame."""
-    corners = np.pad(frames, ((0, 0), (1, 0), (1, 0))).cumsum(1).cumsum(2)
-    rows = corners[:, side:] - corners[:, :-side]
-    return rows[:, :, side:] - rows[:, :, :-side]
-
-
-def _apart(values, distance, axis):
-    size = values.shape[axis]
-    return (
-        np.take(values, range(0, size - distance), axis),
-        np.take(values, range(distance, size), axis),
-    )
+@cache
+def _lpips_network(package):
+    return package.LPIPS(net="alex", spatial=True, verbose=False).eval()

@@ -32,8 +32,8 @@ from experiments.edit_scenes import (
     replaced,
 )
 from experiments.held_out import FIRST_CALIBRATION_SEED, FIRST_TEST_SEED
+from experiments.intervals import wilson
 from experiments.make_edit_sample import ball_mask
-from experiments.metrics import wilson
 from experiments.scene_render import object_map
 from experiments.scenes import COLOURS, SHAPES, caption, render, scene_of
 from ic_jax.model import BUNDLED

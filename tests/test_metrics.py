@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from experiments.metrics import (
-    OCTAVES,
-    bootstrap,
-    gradient_spectrum,
-    psnr_by_region,
-    regions,
-    spectrum_distance_db,
-)
+from experiments.intervals import bootstrap
+from experiments.metrics import psnr_by_region, regions
+from experiments.spectrum import OCTAVES, gradient_spectrum, spectrum_distance_db
 
 T, H, W = 3, 40, 48
 
