@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
+from ic_jax.errors import InputError
+from ic_jax.kernel_fit import fit_kernel
 from ic_jax.latent_mask import (
     CONTENTS,
+    KERNEL,
     MASKS,
     LatentMask,
     Measurement,
@@ -19,6 +22,8 @@ from ic_jax.latent_mask import (
     downsample,
     encoded,
     frame_groups,
+    jacobian,
+    kernel,
     response,
 )
 
@@ -28,6 +33,9 @@ LEAK = 0.5
 # The last channel cannot tell white from black.
 COLOURS = np.float32([[1, 0, 0.5, 1], [0, 1, 0.5, -1], [0.5, -2, 0.5, 0]])
 KEY = jax.random.key(0)
+WEIGHTS = np.random.default_rng(0).uniform(0.1, 1, (*KERNEL, LATENT[-1])).astype(np.float32)
+READY = MASKS | {"kernel": partial(kernel, weights=jnp.asarray(WEIGHTS))}
+"""All constructions, the one that needs weights having them."""
 
 
 class Seen(NamedTuple):
@@ -63,7 +71,7 @@ def measurement():
 def built(measurement):
     """Each construction as a jitted function of visibility and key."""
     construct = lambda f, visible, key: f(Seen(visible), encode, measurement, key)
-    return {name: jax.jit(partial(construct, f)) for name, f in MASKS.items()}
+    return {name: jax.jit(partial(construct, f)) for name, f in READY.items()}
 
 
 # The weight -----------------------------------------------------------------------------
@@ -121,7 +129,7 @@ def test_minimum_is_below_mean_and_nearest_is_one_pixel():
 # All constructions ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", READY)
 def test_shapes_ranges_and_purity(built, name):
     mask = built[name](one_hole(), KEY)
     assert np.broadcast_shapes(mask.coverage.shape, mask.variance.shape, LATENT) == LATENT
@@ -133,7 +141,7 @@ def test_shapes_ranges_and_purity(built, name):
     jax.tree.map(np.testing.assert_array_equal, mask, built[name](one_hole(), KEY))
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", READY)
 def test_all_seen_is_trusted_and_nothing_seen_is_not(built, name):
     full = built[name](np.ones_like(one_hole()), KEY)
     np.testing.assert_allclose(full.coverage, 1, atol=1e-6)
@@ -143,13 +151,13 @@ def test_all_seen_is_trusted_and_nothing_seen_is_not(built, name):
     np.testing.assert_allclose(nothing.weight(1.0), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", READY)
 def test_jit_and_vmap_change_nothing(built, measurement, name):
     visible = jnp.stack([one_hole(), 1 - one_hole()])
     keys = jax.random.split(KEY)
     together = jax.vmap(built[name])(visible, keys)
     for i in range(2):
-        plain = MASKS[name](Seen(visible[i]), encode, measurement, keys[i])
+        plain = READY[name](Seen(visible[i]), encode, measurement, keys[i])
         for leaf, expected in zip(together, plain):
             np.testing.assert_allclose(leaf[i], expected, atol=1e-5)
 
@@ -190,11 +198,70 @@ def test_response_is_a_second_moment_about_the_measurement_in_use(measurement):
     np.testing.assert_allclose(mask.variance, 3 * 0.5**2, rtol=1e-4)
 
 
-def test_response_depends_on_its_key_and_the_others_do_not(built):
+def test_response_and_jacobian_depend_on_their_key_and_the_others_do_not(built):
     for name, construct in built.items():
         first, second = (construct(one_hole(), jax.random.key(seed)) for seed in (0, 1))
         same = all(np.array_equal(a, b) for a, b in zip(first, second))
-        assert same == (name != "response")
+        assert same == (name not in ("response", "jacobian"))
+
+
+def test_probes_give_the_energy_of_a_channel_over_all_colours(built):
+    variance = np.array(built["probes"](one_hole(), KEY).variance)
+    np.testing.assert_allclose(variance[2, 0, 1], (COLOURS**2).sum(0), rtol=1e-5)
+    variance[2, 0, 1] = 0
+    np.testing.assert_allclose(variance, 0, atol=1e-10)
+
+
+def test_jacobian_is_taken_at_the_filled_clip(measurement):
+    bent = lambda clip: jnp.sin(encode(clip))
+    seen = Seen(jnp.asarray(one_hole()))
+    straight, curved = (jacobian(seen, f, measurement, KEY).variance for f in (encode, bent))
+    slope = jnp.cos(measurement.latent)
+    np.testing.assert_allclose(curved, slope**2 * straight, rtol=1e-4, atol=1e-10)
+    assert (np.asarray(straight)[2, 0, 1] > 1e-3).all()
+
+
+def test_jacobian_expects_errors_as_large_as_the_clip_varies(measurement):
+    seen = Seen(jnp.asarray(one_hole()))
+    small, large = (
+        jacobian(seen, encode, Measurement(scale * measurement.clip, measurement.latent), KEY)
+        for scale in (0.5, 1.0)
+    )
+    np.testing.assert_allclose(large.variance, 4 * small.variance, rtol=1e-4, atol=1e-10)
+
+
+# The fitted kernel ----------------------------------------------------------------------
+
+
+def test_kernel_needs_weights(measurement):
+    with pytest.raises(InputError, match="ic-jax calibrate"):
+        kernel(Seen(jnp.asarray(one_hole())), encode, measurement, KEY)
+
+
+def test_kernel_looks_at_neighbours_and_at_the_past_alone(measurement):
+    visible = np.ones((FRAMES, HEIGHT, WIDTH), np.float32)
+    visible[1:5, :8, :8] = 0  # all of latent (1, 0, 0)
+    variance = READY["kernel"](Seen(jnp.asarray(visible)), encode, measurement, KEY).variance
+    expected = np.zeros(LATENT, np.float32)
+    for row, column in itertools.product((0, 1), (0, 1)):  # as far as one cell
+        expected[1, row, column] = WEIGHTS[2, 1 - row, 1 - column]
+        expected[2, row, column] = WEIGHTS[1, 1 - row, 1 - column]
+    np.testing.assert_allclose(variance, expected, rtol=1e-6)
+
+
+def test_fitted_kernel_predicts_what_it_was_fitted_to(measurement):
+    rng = np.random.default_rng(1)
+    cells = [rng.uniform(size=(FRAMES, 2, 3)) < 0.5 for _ in range(6)]
+    patterns = [jnp.asarray(np.kron(one, np.ones((1, 8, 8), np.float32))) for one in cells]
+    shares = [np.asarray(coverage(visible, LATENT)) for visible in patterns]
+    of = lambda weights: [
+        np.asarray(kernel(Seen(v), encode, measurement, KEY, weights=jnp.asarray(weights)).variance)
+        for v in patterns
+    ]
+    fitted = fit_kernel(shares, of(WEIGHTS))
+    assert fitted.shape == WEIGHTS.shape and (fitted >= 0).all()
+    for found, errors in zip(of(fitted), of(WEIGHTS)):
+        np.testing.assert_allclose(found, errors, rtol=0.02, atol=1e-3)
 
 
 # Contents of the hole -------------------------------------------------------------------
@@ -213,4 +280,5 @@ def test_contents_have_at_least_four_different_sources():
 
 def test_masks_are_named_constructions():
     assert MASKS["encoded"] is encoded and MASKS["response"] is response
+    assert MASKS["jacobian"] is jacobian and MASKS["kernel"] is kernel
     assert all(MASKS[how].func is downsample for how in ("nearest", "mean", "min"))
