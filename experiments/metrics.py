@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import maximum_filter
 from skimage.metrics import structural_similarity
 
+from experiments.motion import motion_ratio, warp_error
+from experiments.spectrum import spectrum_distance_db
 from ic_jax.errors import InputError
 from ic_jax.report import psnr_db
 
@@ -29,6 +31,32 @@ def regions(visible: Float[np.ndarray, "t h w"], seam: int = 8) -> Regions:
     hole = visible < 0.5
     near = maximum_filter(hole, size=(1, 2 * seam + 1, 2 * seam + 1), mode="constant", cval=False)
     return Regions(~hole, ~hole & near, hole, np.ones_like(hole))
+
+
+def scores(
+    clip: Float[np.ndarray, "t h w 3"],
+    truth: Float[np.ndarray, "t h w 3"],
+    where: Regions,
+    flow: tuple[Float[np.ndarray, "t-1 h w 2"], Bool[np.ndarray, "t-1 h w"]] | None = None,
+) -> dict[str, float]:
+    """Everything that is asked of a clip in [-1, 1]; nan where there is nothing to ask.
+
+    visible, seam, hole, whole (PSNR in dB) and ssim_*; spectrum, the hole's distance in dB;
+    motion_*, over the truth's. With the true flow and where it is valid (`scene_motion`) also
+    warp_error_*, mean absolute, and the same of the truth, which is not zero either. Names without
+    a region are of the whole.
+    """
+    found = psnr_by_region(clip, truth, where)
+    found |= {f"ssim_{name}": value for name, value in ssim_by_region(clip, truth, where).items()}
+    found["spectrum"] = spectrum_distance_db(clip, truth, where.hole)
+    for name, region in where._asdict().items():
+        of = "" if name == "whole" else f"_{name}"
+        found[f"motion{of}"] = motion_ratio(clip, truth, region)
+        if flow is not None:
+            known = flow[0], flow[1] & region[:-1]
+            found[f"warp_error{of}"] = warp_error(clip, *known).absolute
+            found[f"warp_error_of_truth{of}"] = warp_error(truth, *known).absolute
+    return found
 
 
 def psnr_by_region(
@@ -80,7 +108,7 @@ def lpips_by_region(
     return _means(np.stack([distance(a, b) for a, b in zip(clip, truth, strict=True)]), where)
 
 
-def latent_residual(
+def residual(
     latent: Float[np.ndarray, "t h w c"],
     measurement: Float[np.ndarray, "t h w c"],
     weight: Float[np.ndarray, "#t #h #w #c"],
