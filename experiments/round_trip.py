@@ -28,7 +28,10 @@ FOREGROUND = 0.25  # share of the frame
 
 
 class Footage(NamedTuple):
-    """A clip with the geometry that its round trip goes by. `keep` drops a pixel from it."""
+    """A clip with the geometry that its round trip goes by.
+
+    `keep` drops pixels from it, such as those that fly between two surfaces (`depth_edges`).
+    """
 
     clip: Float[Array, "t h w 3"]
     depth: Float[Array, "t h w"]
@@ -83,10 +86,10 @@ def there_and_back(footage: Footage, target: Camera) -> Scene:
     The way back goes by the surface that the target camera saw. Target pixels that saw less than
     half of themselves are dropped, so the operator's visibility is that of the whole round trip.
     """
-    there = warp_operator(footage.depth, footage.source, target, keep=footage.keep)
+    there = warp_operator(footage.depth, footage.source, target, keep=footage.keep, edges=False)
     seen = jnp.isfinite(there.surface) & (there.visible >= 0.5)
     surface = jnp.where(seen, there.surface, 1.0)
-    back = warp_operator(surface, target, footage.source, keep=seen)
+    back = warp_operator(surface, target, footage.source, keep=seen, edges=False)
     return Scene(there.apply(footage.clip), back)
 
 

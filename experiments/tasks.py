@@ -15,11 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from experiments.clip_files import ClipFile, read_frames, read_regenerate, read_shot
-from experiments.held_out import stored_view
+from experiments.held_out import NewView, stored_view
 from experiments.hole_shapes import moving_hole
 from experiments.natural_clips import natural_clips
 from experiments.round_trip import Footage, round_trip, with_made_up_depth
+from experiments.scene_motion import Motion, known_motion, view_motion
+from experiments.scenes import scene_of
 from ic_jax.errors import InputError
+from ic_jax.geometry.depth import depth_edges
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.models.variants import Variant
 from ic_jax.pipeline import Scene
@@ -33,15 +36,17 @@ SMALLEST_MASK, LARGEST_MASK = 0.05, 0.60
 
 
 class Task(NamedTuple):
-    """One question. `truth` is in [-1, 1]; `flow` is its known motion with where it is valid."""
+    """One question."""
 
     name: str
     """Stable and unique; fit to be a file's name."""
     scene: Scene
     """What the method is given, at the model's size."""
     truth: Float[Array, "t h w 3"]
+    """What should come of it, in [-1, 1]."""
     caption: str
-    flow: tuple[Float[Array, "t h w 2"], Float[Array, "t h w"]] | None = None
+    flow: Motion | None = None
+    """How the truth moves, where that is known."""
 
 
 Make = Callable[[Variant, Path, int, Sequence[ClipFile] | None], Task]
@@ -60,8 +65,9 @@ def recapture(
             "a new view of your own clips has no truth to compare with;"
             " study reprojection on them instead"
         )
-    view = _scene(sizes, data, number)
-    return Task(f"recapture-{number:04d}", Scene(view.clip, view.operator), view.truth, view.caption)
+    view = _view(sizes, data, number)
+    scene, flow = Scene(view.clip, view.operator), view_motion(FIRST_STUDY_SEED + number, view)
+    return Task(f"recapture-{number:04d}", scene, view.truth, view.caption, flow)
 
 
 def inpainting(
@@ -72,7 +78,8 @@ def inpainting(
     Rendered scenes and natural clips come in turn. A user's clip that has its own masks is
     inpainted under them, where they cover 5 to 60 % of it.
     """
-    keep = moving_hole(number, sizes.frames, sizes.height, sizes.width)
+    size = sizes.frames, sizes.height, sizes.width
+    keep, flow = moving_hole(number, *size), None
     if clips is not None:
         file = clips[number % len(clips)]
         source, caption, clip = file.name, file.caption, _floats(read_frames(file, sizes))
@@ -82,10 +89,13 @@ def inpainting(
     elif number % 2:
         source, caption, clip = "natural", "", _natural(sizes, number // 2)
     else:
-        view = _scene(sizes, data, number // 2)
+        view = _view(sizes, data, number // 2)
         source, caption, clip = "scene", view.caption, view.clip
+        drawn, c2w, intrinsics = scene_of(FIRST_STUDY_SEED + number // 2, *size)
+        times = jnp.linspace(0, 1, sizes.frames)
+        flow = known_motion(drawn, c2w, intrinsics, times, sizes.height, sizes.width)
     scene = Scene(clip, MaskOperator(jnp.asarray(keep)))
-    return Task(f"inpainting-{number:04d}-{source}", scene, clip, caption)
+    return Task(f"inpainting-{number:04d}-{source}", scene, clip, caption, flow)
 
 
 def reprojection(
@@ -105,7 +115,8 @@ def reprojection(
             footage = with_made_up_depth(_floats(read_frames(file, sizes)), number)
         else:
             shot = read_shot(file, sizes)
-            depth, keep = jnp.asarray(shot.depth), jnp.asarray(shot.keep)
+            depth = jnp.asarray(shot.depth)
+            keep = depth_edges(depth) & jnp.asarray(shot.keep)
             footage = Footage(_floats(shot.frames), depth, shot.source, keep)
     scene = round_trip(footage, number)
     return Task(f"reprojection-{number:04d}-{source}", scene, footage.clip, caption)
@@ -118,7 +129,7 @@ TASKS: dict[str, Make] = {
 }
 
 
-def _scene(sizes: Variant, data: Path, number: int):
+def _view(sizes: Variant, data: Path, number: int) -> NewView:
     size = sizes.frames, sizes.height, sizes.width
     return stored_view(data / "held_out", FIRST_STUDY_SEED + number, number, *size)
 
