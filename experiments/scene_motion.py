@@ -16,7 +16,7 @@ from ic_jax.geometry.camera import Camera, pixel_centres, project, unproject
 
 # Inverse depths that differ by more than this share belong to two surfaces.
 SAME_SURFACE = 0.01
-# Pixels of rounding in a flow that ends on the frame's edge.
+# Rounding: in pixels at the frame's edge, in shares of neighbours, in rotations.
 SLACK = 1e-3
 
 
@@ -26,7 +26,7 @@ class Motion(NamedTuple):
     flow: Float[np.ndarray, "pairs h w 2"]
     """(x, y) in pixels: from frame t to frame t + 1, on the grid of frame t."""
     valid: Bool[np.ndarray, "pairs h w"]
-    """Where it is seen in both frames, away from outlines, whose pixels mix two motions."""
+    """Where it is seen in both frames and looks the same, away from outlines, which mix motions."""
 
 
 
@@ -37,18 +37,20 @@ def known_motion(
     """The flow that `render` with the same arguments shows, of the room and of the objects.
 
     A point of a surface moves with its object's pose, or stays with the room. It is valid where
-    the next frame shows the same object at the same depth; shadows and highlights, which move on
-    their own, are not looked for.
+    the next frame shows the same object at the same depth, unless the object turns: its shade
+    does not turn with it. The outlines of moving shadows are not looked for.
     """
     depth, slots = (np.asarray(x) for x in surfaces(scene, c2w, intrinsics, times, height, width))
     camera = Camera(c2w, jnp.broadcast_to(intrinsics, (len(c2w), 3, 3)))
     pixels = pixel_centres(height, width)
     points = jax.vmap(unproject, (None, 0, 0))(pixels, depth, camera)
-    moved = _moved(np.asarray(points), slots, scene, times)
+    centres, rotations = jax.vmap(object_poses, (None, 0))(scene.objects, times)
+    moved = _moved(np.asarray(points), slots, *(np.asarray(x) for x in (centres, rotations)))
     following = jax.tree.map(lambda leaf: leaf[1:], camera)
     there, depth_there = jax.vmap(project)(jnp.asarray(moved, jnp.float32), following)
     flow = np.asarray(there - pixels, np.float64)
-    return Motion(flow, _seen_again(flow, depth, slots, np.asarray(depth_there)))
+    seen = _seen_again(flow, depth, slots, np.asarray(depth_there))
+    return Motion(flow, seen & ~_turning(slots, np.asarray(rotations)))
 
 
 def view_motion(seed: int, view: NewView) -> Motion:
@@ -60,10 +62,8 @@ def view_motion(seed: int, view: NewView) -> Motion:
     return known_motion(scene, target.c2w, target.intrinsics[0], times, height, width)
 
 
-def _moved(points, slots, scene, times):
+def _moved(points, slots, centres, rotations):
     """Where the points of every frame but the last are at the next frame's time."""
-    poses = jax.vmap(object_poses, (None, 0))(scene.objects, times)
-    centres, rotations = (np.asarray(pose, np.float64) for pose in poses)
     moved = points[:-1].astype(np.float64)
     for t, frame in enumerate(moved):
         hit = slots[t] >= 0
@@ -71,6 +71,12 @@ def _moved(points, slots, scene, times):
         local = np.einsum("nji,nj->ni", rotations[t, slot], frame[hit] - centres[t, slot])
         frame[hit] = np.einsum("nij,nj->ni", rotations[t + 1, slot], local) + centres[t + 1, slot]
     return moved
+
+
+def _turning(slots, rotations):
+    """Pixels of objects whose rotation is another in the next frame."""
+    turns = np.abs(np.diff(rotations, axis=0)).max((2, 3)) > SLACK
+    return np.stack([(now >= 0) & turn[now] for now, turn in zip(slots, turns)])
 
 
 def _seen_again(flow, depth, slots, depth_there):
