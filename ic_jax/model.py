@@ -57,10 +57,22 @@ def load_model(path: str | Path = "nano") -> Model:
         InputError: a missing, truncated or foreign folder, or one of another model's shapes.
     """
     folder = find_model(path)
-    name, calibration = identify(folder)
+    name, record = identify(folder)
     sizes = variant(name)
+    from_record(record, folder, sizes.vae.latent_channels)  # before all the weights are read
     parts = _of_two_files(folder, sizes) if _is_two_files(folder) else _of_parts(folder, sizes)
-    return Model(name, sizes, Weights(**parts, calibration=from_record(calibration)), calibration)
+    return calibrated(Model(name, sizes, Weights(**parts), {}), record, folder)
+
+
+def calibrated(model: Model, record: dict[str, Any], where: str | Path) -> Model:
+    """The model with the calibration that `where` holds, in place of its own.
+
+    Raises:
+        InputError: a record that `ic-jax calibrate` would not have written.
+    """
+    arrays = from_record(record, where, model.variant.vae.latent_channels)
+    weights = model.weights._replace(calibration=arrays)
+    return model._replace(weights=weights, calibration=record)
 
 
 def find_model(path: str | Path) -> Path:

@@ -24,6 +24,7 @@ from jaxtyping import PyTree
 from .checkpoint import checksum, shape_difference, shapes
 from .errors import InputError
 from .leafwise import Leaves, save_leaves, visit_leaves
+from .output import replaced_file
 
 MANIFEST = "manifest.json"
 
@@ -63,6 +64,20 @@ def _unwritable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({reason})") from error
 
 
+@contextmanager
+def new_calibration(folder: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yields a function that stores a calibration in the manifest, in place of an earlier one.
+
+    The new manifest appears when the block ends well; nothing else of the folder is touched.
+
+    Raises:
+        InputError: no model folder of ours, or one that cannot be written; before the block.
+    """
+    manifest = read_manifest(folder)
+    with replaced_file(Path(folder) / MANIFEST) as aside:
+        yield lambda record: _write(aside, {**manifest, "calibration": dict(record)})
+
+
 def write_component(path: Path, keys: Iterable[str], leaves: Leaves) -> dict[str, dict[str, Any]]:
     """Write one network, leaf by leaf, as the orbax folder `path`; returns its tensors' record.
 
@@ -91,7 +106,11 @@ def write_component(path: Path, keys: Iterable[str], leaves: Leaves) -> dict[str
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, which makes the folder a model."""
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    _write(folder / MANIFEST, manifest)
+
+
+def _write(file: Path, manifest: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -183,6 +202,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     """Raises where the parts that loading relies on are not there."""
     if not isinstance(manifest["variant"], str):
         raise TypeError("variant")
+    if not isinstance(manifest.get("calibration", {}), dict):
+        raise TypeError("calibration")
     for component in manifest["components"].values():
         for tensor in component["tensors"].values():
             tensor["dtype"], tuple(tensor["shape"]), tensor["crc32"]

@@ -1,4 +1,4 @@
-"""The output folder of a run: it appears whole or not at all, and replaces nobody's files."""
+"""What a run writes: it appears whole or not at all, and replaces nobody's files."""
 
 import json
 import math
@@ -47,6 +47,32 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
         _put_in_place(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+        raise
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty file beside `path`, which becomes `path` when the block ends well.
+
+    On any error what was at `path` stays as it was. Whether it may be replaced is for the caller
+    to know.
+
+    Raises:
+      InputError: the file cannot be written; before the block is run.
+    """
+    path = Path(os.path.abspath(path))
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    made = _make_parents(path)
+    try:
+        try:
+            aside.touch()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield aside
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
         _remove_empty(made)
         raise
 

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from ic_jax.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 
 # Chroma is interpolated at full width and rounded, not truncated: about 2 dB on sharp colours.
 _SCALER = (
@@ -84,6 +85,34 @@ def read_video(
         reason = getattr(error, "strerror", None) or "undecodable"
         message = f"{path}: cannot be decoded as a video ({reason}); re-encode or download it again"
         raise InputError(message) from error
+
+
+def find_videos(path: str | os.PathLike) -> list[Path]:
+    """What `read_video` reads at `path`: a clip itself, or those in a folder, in natural order.
+
+    Files of a folder are known by their suffix, and a folder of frames by the images in it.
+
+    Raises:
+      InputError: nothing there, or no clip in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path of the clips")
+    if not path.is_dir() or _holds_images(path):
+        return [path]
+    found = [
+        entry
+        for entry in path.iterdir()
+        if (entry.is_dir() and _holds_images(entry))
+        or (entry.is_file() and entry.suffix.lower() in VIDEO_SUFFIXES)
+    ]
+    if not found:
+        raise InputError(f"{path}: holds no clips; put videos or folders of frames into it")
+    return sorted(found, key=_natural)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
 
 
 def write_video(

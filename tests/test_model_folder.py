@@ -168,7 +168,16 @@ def test_a_folder_without_manifest_is_half_written(model):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"variant": 3}', '{"variant": "x", "components": {"dit": {}}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"variant": 3}',
+        '{"variant": "x", "components": {"dit": {}}}',
+        '{"variant": "x", "components": {}, "calibration": [1]}',
+    ],
 )
 def test_a_damaged_manifest_is_named(model, text):
     (model / "manifest.json").write_text(text)

@@ -6,6 +6,7 @@ import sys
 import tyro
 
 from ..errors import InputError
+from .calibrate import Calibrate
 from .convert import Convert
 from .embed import Embed
 from .info import Info
@@ -22,6 +23,7 @@ COMMANDS = {
     "verify": Verify,
     "info": Info,
     "embed": Embed,
+    "calibrate": Calibrate,
 }
 
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from .. import text
+from ..calibration import load_record
 from ..director import Footage, Take, check, direct, plan, resolve, timed
 from ..edit import Edit
 from ..errors import InputError
-from ..model import Model, find_model, identify, load_model
+from ..model import Model, calibrated, find_model, identify, load_model
 from ..models.variants import Variant, variant
 from ..pipeline import Settings
 from .console import note, progress_bar
@@ -47,6 +48,8 @@ class Generator:
     """What it should not show; without it, the model's own."""
     context: Path | None = None
     """Prompts that `ic-jax embed` has encoded: the text encoder is not loaded."""
+    calibration: Path | None = None
+    """A file that `ic-jax calibrate --out` wrote, in place of the model's own calibration."""
     frames: int | None = None
     """Frames in a window; without it, as many as the model was trained with."""
     height: int | None = None
@@ -68,13 +71,18 @@ class Generator:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^63 - 1")
         folder = find_model(self.model)
-        sizes = variant(identify(folder)[0]).resized(self.frames, self.height, self.width)
+        name, record = identify(folder)
+        sizes = variant(name).resized(self.frames, self.height, self.width)
+        if self.calibration is not None:
+            record = load_record(self.calibration, name, sizes.vae.latent_channels)
         with timed(seconds, "text"):
             told = self._told(folder, sizes)
         for line in told.cuts:
             note(line)
         with timed(seconds, "load model"):
             model = load_model(folder)._replace(variant=sizes)
+            if self.calibration is not None:
+                model = calibrated(model, record, self.calibration)
         settings = resolve(settings, model, isinstance(footage, Edit))
         with progress_bar(len(plan(model, footage)) * settings.steps) as progress:
             take = direct(model, settings, footage, told.context, seed=self.seed, progress=progress)
@@ -98,6 +106,7 @@ class Generator:
             "cut": run.told.cuts,
             "context": self.context,
             "model": run.model.name,
+            "calibration": self.calibration,
             "working_size": {"frames": sizes.frames, "height": sizes.height, "width": sizes.width},
             "windows": [
                 [w.start, min(w.stop, len(footage.frames))] for w in plan(run.model, footage)
