@@ -9,7 +9,8 @@ moves too, and that choice is part of the rule:
 
 `Consistency` has the signature (prediction, y, mask, level, key) -> prediction. y is the
 measurement as encoded, not attenuated by the mask; where a paper's operator attenuates, its
-rule says so.
+rule says so. Here are the seam and our own rules; other papers' are in `projections`, and in
+`renewals` those that draw noise anew.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ Noise = Literal["recompute", "keep", "renew"]
 Latent = Float[Array, "t h w c"]
 Consistency = Callable[[Prediction, Latent, LatentMask, Level, PRNGKeyArray], Prediction]
 CleanVariance = Callable[[Float[Array, ""]], Float[Array, "*#c"]]
+Weight = Callable[[LatentMask, Level], Float[Array, "t h w #c"]]
 
 NOISES: tuple[str, ...] = get_args(Noise)
 
@@ -52,6 +54,17 @@ def none(
     return prediction
 
 
+def weighted(weight: Weight, noise: Noise) -> Consistency:
+    """clean ← clean + weight(mask, level) (y - clean), and the noise as asked."""
+
+    def rule(
+        prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
+    ) -> Prediction:
+        return moved(prediction, weight(mask, level), y, level, noise, key)
+
+    return rule
+
+
 def dds(
     gamma: float = 5.0, gamma_schedule: str = "constant", noise: Noise = "recompute"
 ) -> Consistency:
@@ -62,13 +75,11 @@ def dds(
     times one of `GAMMA_SCHEDULES` of σ.
     """
 
-    def rule(
-        prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
-    ) -> Prediction:
+    def weight(mask: LatentMask, level: Level) -> Float[Array, "t h w #c"]:
         strength = gamma * GAMMA_SCHEDULES[gamma_schedule](level.sigma) * mask.weight(1.0) ** 2
-        return moved(prediction, strength / (1 + strength), y, level, noise, key)
+        return strength / (1 + strength)
 
-    return rule
+    return weighted(weight, noise)
 
 
 def bayes_dds(r2: CleanVariance = unit_gaussian, noise: Noise = "recompute") -> Consistency:
@@ -77,15 +88,10 @@ def bayes_dds(r2: CleanVariance = unit_gaussian, noise: Noise = "recompute") -> 
     The linear fusion of two independent estimates. `r2` is the variance of the model's clean
     estimate at σ, one number or one per channel: measured (`calibration`), or that of a unit
     Gaussian. Early, when the model knows little, the measurement leads; late, only its most
-    certain latents still do. There is no γ to tune.
+    certain latents still do. There is no γ to tune. For a unit Gaussian the weight is that of
+    Flower's refinement (`renewals.flower`), which treats the noise otherwise.
     """
-
-    def rule(
-        prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
-    ) -> Prediction:
-        return moved(prediction, mask.weight(r2(level.sigma)), y, level, noise, key)
-
-    return rule
+    return weighted(lambda mask, level: mask.weight(r2(level.sigma)), noise)
 
 
 def moved(
@@ -97,7 +103,13 @@ def moved(
     key: PRNGKeyArray,
 ) -> Prediction:
     """clean + weight (y - clean), and the noise as asked."""
-    change = weight * (y - prediction.clean)
+    return changed(prediction, weight * (y - prediction.clean), level, noise, key)
+
+
+def changed(
+    prediction: Prediction, change: Latent, level: Level, noise: Noise, key: PRNGKeyArray
+) -> Prediction:
+    """clean + change, and the noise as asked."""
     clean = prediction.clean + change
     if noise == "keep":
         return Prediction(clean, prediction.noise)
