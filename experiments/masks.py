@@ -1,15 +1,18 @@
-"""Which mask knows best how wrong the measured latents are? And the scale of its variance.
+"""Which mask knows best how wrong the measured latents are, and what is it worth?
 
-    python -m experiments.masks --vae .data/vae.safetensors
+    python -m experiments.masks
 
-needs the autoencoder alone. Clips whose truth is known get the holes of real warps, are filled
-and encoded; the error is what the encoding of the whole clip says it is. The first half
-calibrates, the second half (other scenes, other natural clips) is what the tables show. Writes
-experiments/results/masks.md, masks.json (whose `response_scale` the exporter stores with the
-model) and masks.png.
+Clips whose truth is known get the holes of real warps, are filled and encoded; the error is what
+the encoding of the whole clip says it is. The first half calibrates (scenes, natural clips), the
+second half (others) is what the tables show. No sampling: the measurement is fused once with an
+estimate of known quality, and the result decoded, so that the masks are compared and nothing else.
+Writes experiments/results/masks.md, masks.json (whose `response_scale` the exporter stores with
+the model) and masks.png. What was measured of each case is kept under .data/masks, so that a run
+that was cut off goes on where it stopped.
 """
 
-import json
+import hashlib
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -18,35 +21,51 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tyro
 from jaxtyping import Array, Float
 from scipy.ndimage import distance_transform_edt
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from experiments.held_out import FIRST_CALIBRATION_SEED, stored_view
-from experiments.intervals import bootstrap
+from experiments.masks_fusion import DECODED, SIGMAS, Calibration, Study, calibrate, fused_errors
+from experiments.masks_report import report
+from experiments.metrics import psnr_by_region, regions
 from experiments.natural_clips import natural_clips
-from ic_jax.checkpoint import load
 from ic_jax.fill import fill, push_pull
 from ic_jax.geometry.camera import Camera, intrinsics_from_fov
 from ic_jax.geometry.warp import WarpOperator, warp_operator
-from ic_jax.latent_mask import MASKS, LatentMask, Measurement, coverage, frame_groups
+from ic_jax.latent_mask import MASKS, LatentMask, MaskConstruction, Measurement, frame_groups
+from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.models.variants import VARIANTS
+from ic_jax.pipeline import Part, Settings, denoiser_of
+from ic_jax.sampling.schedule import TRAIN_TIMESTEPS, Level
+from ic_jax.text import embed_prompts
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-
-RESULTS = Path("experiments/results")
-NANO = VARIANTS["nano"]
 FILLS = ("black", "grey", "push-pull", "other frames")
 SHIPPED = "other frames"
-DISTANCES = (4, 8, 16, 32)  # pixels from a hole
-PRIORS = (0.1, 0.3, 0.6, 1.0)  # r: how wrong the generator's own estimate may be
-SMALLEST = 1e-6  # variances below it are the encoder's rounding
+# The content of the hole decides; the others are the same for every fill.
+BY_FILL = ("response", "jacobian")
+# Made from the others' results, on the calibration half.
+FITTED = ("kernel",)
+
+
+@dataclass
+class Arguments:
+    """Compare latent masks on known truth; calibrate the response mask."""
+
+    model: str = "nano"
+    """"nano" or a folder of weights."""
+    scenes: int = 8
+    """Rendered clips in each half."""
+    natural: int = 4
+    """Natural clips in each half."""
+    data: Path = Path(".data")
+    """Folder of rendered scenes, and of what was measured before."""
+    results: Path = Path("experiments/results")
+
+
+# Cases ----------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -55,37 +74,26 @@ class Case(NamedTuple):
     truth: Float[Array, "t h w 3"]
     operator: WarpOperator
     source: Float[Array, "t h w 3"]
+    caption: str
 
 
-class Study(NamedTuple):
-    """What one fill of one case leaves, per latent (or broadcasting over channels)."""
-
-    error: Float[np.ndarray, "t h w c"]
-    """(E(filled) - E(truth))²."""
-    masks: dict[str, LatentMask]
-    coverage: Float[np.ndarray, "t h w 1"]
-    distance: Float[np.ndarray, "t h w"]
-    """Pixels to the nearest hole in the latent's own frames; nan in latents that touch one."""
-
-
-# Cases ----------------------------------------------------------------------------
-
-
-def cases(data: Path, scenes: int, natural: int) -> tuple[list[Case], list[Case]]:
+def cases(model: Model, arguments: Arguments) -> tuple[list[Case], list[Case]]:
     """Calibration and test cases: each `scenes` rendered and about `natural` natural clips.
 
     A scene's truth is the new camera's true view, so that its holes and what other frames
     know of them are real, while the warp's own small errors stay out of the comparison. A
-    natural clip takes over the holes of a scene, as an inpainting task.
+    natural clip takes over the holes of a scene, as an inpainting task, and has no caption.
     """
-    size = NANO.frames, NANO.height, NANO.width
+    sizes, scenes = model.variant, arguments.scenes
+    size = sizes.frames, sizes.height, sizes.width
     views = [
-        stored_view(data / "held_out", FIRST_CALIBRATION_SEED + i, i, *size)
+        stored_view(arguments.data / "held_out", FIRST_CALIBRATION_SEED + i, i, *size)
         for i in tqdm(range(2 * scenes), desc="scenes", mininterval=5)
     ]
-    rendered = [Case(view.truth, view.operator, view.clip) for view in views]
+    rendered = [Case(view.truth, view.operator, view.clip, view.caption) for view in views]
     # 4 test sources, one after the other: two for calibration, two others for the test
-    clips = jnp.asarray(natural_clips("test", *size, per_source=-(-natural // 2)), jnp.float32)
+    per_source = -(-arguments.natural // 2)
+    clips = jnp.asarray(natural_clips("test", *size, per_source=per_source), jnp.float32)
     clips = clips / 127.5 - 1
     patterns = [case.operator.visible for case in rendered]
     borrowed = [_inpainting(clip, patterns[i % len(patterns)]) for i, clip in enumerate(clips)]
@@ -99,13 +107,42 @@ def _inpainting(clip: Float[Array, "t h w 3"], visible: Float[Array, "t h w"]) -
     lens = jnp.broadcast_to(intrinsics_from_fov(60, height, width), (frames, 3, 3))
     camera = Camera(still, lens)
     operator = _still_operator(jnp.ones_like(visible), camera, camera, keep=visible > 0.5)
-    return Case(clip, operator, clip)
+    return Case(clip, operator, clip, "")
 
 
 _still_operator = jax.jit(warp_operator)
 
 
 # Measurements ---------------------------------------------------------------------
+
+_fill = jax.jit(fill)
+_encode = jax.jit(
+    lambda sizes, vae, clip: wan_vae.encode(sizes.vae, vae, clip[None])[0], static_argnums=0
+)
+_decode = jax.jit(
+    lambda sizes, vae, latent: wan_vae.decode(sizes.vae, vae, latent[None])[0], static_argnums=0
+)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _mask(name: str, sizes, vae, operator, measurement: Measurement, key: Array) -> LatentMask:
+    return MASKS[name](operator, partial(_encode, sizes, vae), measurement, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _clean(sizes, weights, context, x: Float[Array, "t h w c"], level: Level):
+    denoise = denoiser_of(sizes, Settings(), Part(), weights, context, None)
+    return denoise(x, level).clean
+
+
+def oracle(truth: Float[Array, "t h w c"]) -> MaskConstruction:
+    """The mask that knows the true latent: v is this very measurement's squared error."""
+
+    def construct(operator, encode, measurement: Measurement, key: Array) -> LatentMask:
+        a, _ = MASKS["mean"](operator, encode, measurement, key)
+        return LatentMask(a, (measurement.latent - truth) ** 2)
+
+    return construct
 
 
 def filled(case: Case, how: str) -> Float[Array, "t h w 3"]:
@@ -122,43 +159,50 @@ def filled(case: Case, how: str) -> Float[Array, "t h w 3"]:
     return visible * case.truth + (1 - visible) * content
 
 
-# The encoder is compiled once here and once inside the response's loop: inlined at every use,
-# it takes minutes to compile.
-@jax.jit
-def _encode(params, clip):
-    return wan_vae.encode(NANO.vae, params, clip[None])[0]
+def measure(model: Model, case: Case, context: Float[Array, "2 l d"], key: Array) -> dict:
+    """Every fill's error, every construction's opinion of it, and the generator's own error."""
+    sizes, weights = model.variant, model.weights
+    truth = _encode(sizes, weights.vae, case.truth)
+    found = {"truth": truth, "visible": case.operator.visible}
+    masks, seconds = {}, {}
+    for how in FILLS:
+        clip = filled(case, how)
+        measurement = Measurement(clip, _encode(sizes, weights.vae, clip))
+        found[f"error/{how}"] = measurement.latent - truth
+        masks[f"{how}/oracle"] = oracle(truth)(case.operator, None, measurement, key)
+        for name in (name for name in MASKS if name not in FITTED):
+            if how == FILLS[0] or name in BY_FILL:
+                began = time.time()
+                made = _mask(name, sizes, weights.vae, case.operator, measurement, key)
+                masks[f"{how}/{name}"] = jax.block_until_ready(made)
+                seconds[name] = time.time() - began
+            else:
+                masks[f"{how}/{name}"] = masks[f"{FILLS[0]}/{name}"]
+    noise = jax.random.normal(key, truth.shape)
+    for sigma in SIGMAS:
+        level = Level(*jnp.float32([sigma, 0, TRAIN_TIMESTEPS * sigma]))
+        x = (1 - sigma) * truth + sigma * noise
+        found[f"prior/{sigma}"] = _clean(sizes, weights, context, x, level) - truth
+    for name, (a, v) in masks.items():
+        found |= {f"coverage/{name}": a, f"variance/{name}": v}
+    return jax.device_get(found | {f"seconds/{name}": s for name, s in seconds.items()})
 
 
-@jax.jit
-def _response(params, operator, measurement, key):
-    return MASKS["response"](operator, partial(_encode, params), measurement, key)
-
-
-_fill = jax.jit(fill)
-
-
-def measure(params, case: Case, key: Array, how: str):
-    """Squared error of the measurement, and every construction's opinion of it."""
-    encode = partial(_encode, params)
-    clip = filled(case, how)
-    measurement = Measurement(clip, encode(clip))
-    error = (measurement.latent - encode(case.truth)) ** 2
-    others = {name: construct for name, construct in MASKS.items() if name != "response"}
-    masks = {name: f(case.operator, encode, measurement, key) for name, f in others.items()}
-    return error, masks | {"response": _response(params, case.operator, measurement, key)}
-
-
-def studies(params, some: list[Case], seed: int) -> dict[str, list[Study]]:
-    """Every fill of every case."""
-    found = {how: [] for how in FILLS}
-    for number, case in enumerate(tqdm(some, desc="encode", mininterval=5)):
-        visible = np.asarray(case.operator.visible)
-        key = jax.random.key(seed + number)
-        for how in FILLS:
-            error, masks = jax.device_get(measure(params, case, key, how))
-            share = np.asarray(coverage(visible, error.shape))
-            found[how].append(Study(error, masks, share, _distance(visible, error.shape)))
-    return found
+def study(found: dict[str, np.ndarray], how: str) -> Study:
+    """One fill of what was measured."""
+    names = (*(name for name in MASKS if name not in FITTED), "oracle")
+    error = found[f"error/{how}"]
+    return Study(
+        truth=found["truth"],
+        error=error,
+        priors={sigma: found[f"prior/{sigma}"] for sigma in SIGMAS},
+        masks={
+            name: LatentMask(found[f"coverage/{how}/{name}"], found[f"variance/{how}/{name}"])
+            for name in names
+        },
+        visible=found["visible"],
+        distance=_distance(found["visible"], error.shape),
+    )
 
 
 def _distance(visible, shape):
@@ -172,294 +216,77 @@ def _distance(visible, shape):
     return np.where(blocks > 0, blocks, np.nan)
 
 
-# What is compared -----------------------------------------------------------------
+def decoded(model: Model, one: Study, calibration: Calibration) -> dict[str, np.ndarray]:
+    """PSNR by region of every fusion, decoded, against the truth's own round trip.
 
-
-def visible_pairs(some: list[Study], mask: str) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and actual squared error of all latents whose own pixels are mostly seen.
-
-    A mask without variance predicts by its missing share, 1 - a, in no unit.
+    Per arm: [level of noise, region].
     """
-    predicted, actual = [], []
-    for study in some:
-        a, v = study.masks[mask]
-        guess = v if np.any(v > 0) else 1 - a
-        seen = np.broadcast_to(study.coverage > 0.5, study.error.shape)
-        predicted.append(np.broadcast_to(guess, study.error.shape)[seen])
-        actual.append(study.error[seen])
-    return np.concatenate(predicted), np.concatenate(actual)
-
-
-def best_scale(predicted: np.ndarray, actual: np.ndarray) -> float:
-    """Ratio of means, with every latent weighed by 1 / (1 + v): errors beyond a unit prior's
-    variance change no fusion weight much, and shall not decide the scale alone."""
-    weight = 1 / (1 + predicted)
-    return float((weight * actual).sum() / (weight * predicted).sum())
-
-
-class Table(NamedTuple):
-    """Mean squared error by bins of a mask's prediction: any proxy becomes a variance."""
-
-    edges: np.ndarray
-    variance: np.ndarray
-
-    def __call__(self, predicted: np.ndarray) -> np.ndarray:
-        return self.variance[np.searchsorted(self.edges, predicted, side="right")]
-
-
-def fit_table(predicted: np.ndarray, actual: np.ndarray, bins: int = 12) -> Table:
-    """Bins with as many latents each, less those that ties make empty."""
-    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, bins + 1)[1:-1]))
-    at = np.searchsorted(edges, predicted, side="right")
-    count = np.bincount(at, minlength=len(edges) + 1)
-    total = np.bincount(at, actual, minlength=len(edges) + 1)
-    return Table(edges, np.maximum(total / np.maximum(count, 1), SMALLEST))
-
-
-def negative_log_likelihood(variance: np.ndarray, actual: np.ndarray) -> float:
-    """Mean of ½ (log 2πv + e²/v), in nats: lower is better."""
-    variance = np.maximum(variance, SMALLEST)
-    return float(0.5 * np.mean(np.log(2 * np.pi * variance) + actual / variance))
-
-
-def fused_db(weight, error, r: float) -> float:
-    """Latent error in dB of (1 - w) prior + w measurement, the prior being wrong by r: exact."""
-    return 10 * np.log10(np.mean((1 - weight) ** 2 * r**2 + weight**2 * error))
-
-
-def fusion_db(some: list[Study], weight) -> np.ndarray:
-    """Mean over priors of `fused_db`, per case; `weight` is a function of (study, r)."""
-    return np.array([
-        np.mean([fused_db(weight(study, r), study.error, r) for r in PRIORS]) for study in some
-    ])  # fmt: skip
-
-
-def by_mask(name: str, scale: float = 1.0, channels: bool = True):
-    """A mask's own weight h(r²), its variance scaled and, if asked, averaged over channels."""
-
-    def weight(study: Study, r: float):
-        a, v = study.masks[name]
-        v = scale * (v if channels else v.mean(-1, keepdims=True))
-        return np.asarray(LatentMask(a, v).weight(r**2))
-
-    return weight
-
-
-def static(name: str, scale: float, r: float):
-    """The same mask, its weight fixed at one assumed prior."""
-    timed = by_mask(name, scale)
-    return lambda study, _: timed(study, r)
-
-
-def reach(some: list[Study]) -> list[float]:
-    """Mean squared error in latents without a hole of their own, by distance to one."""
-    error = np.concatenate([study.error.mean(-1).ravel() for study in some])
-    distance = np.concatenate([study.distance.ravel() for study in some])
-    bounds = zip((0, *DISTANCES[:-1]), DISTANCES, strict=True)
-    return [error[(distance > low) & (distance <= high)].mean() for low, high in bounds]
-
-
-# The report -----------------------------------------------------------------------
-
-
-def reliability(predicted, actual, scale: float, path: Path) -> None:
-    """Predicted variance against actual squared error, before and after scaling."""
-    order = np.argsort(predicted)
-    bins = [b for b in np.array_split(order, 24) if predicted[b].mean() > SMALLEST]
-    x = np.array([predicted[b].mean() for b in bins])
-    y = np.array([actual[b].mean() for b in bins])
-    figure, axes = plt.subplots(figsize=(5, 4.6), dpi=110)
-    axes.loglog(x, y, "o--", color="0.6", label="as computed (scale 1)")
-    axes.loglog(scale * x, y, "o-", color="C0", label=f"calibrated (scale {scale:.2f})")
-    span = [min(y.min(), x.min()), max(y.max(), x.max())]
-    axes.loglog(span, span, color="k", linewidth=0.8, label="perfect")
-    axes.set_xlabel("predicted error variance v")
-    axes.set_ylabel("actual mean squared error")
-    axes.set_title("Visible latents of the test clips, 24 equal bins", fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def interval(values) -> str:
-    mean, low, high = bootstrap(values)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def rows_of(table: list[list[str]], header: str) -> list[str]:
-    columns = header.split(" | ")
-    lines = [columns, ["---"] * len(columns), *table]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
-def calibrate(calibration: dict[str, list[Study]]) -> dict[str, float]:
-    """The scale of the response's variance, per fill."""
-    return {how: best_scale(*visible_pairs(calibration[how], "response")) for how in FILLS}
-
-
-def prediction_table(calibration, test) -> tuple[list[list[str]], dict]:
-    """How well each mask predicts the error, as it is and through a table of 12 bins."""
-    rows, raw = [], {}
-    for name in MASKS:
-        known, seen = visible_pairs(calibration, name), visible_pairs(test, name)
-        rank = spearmanr(*seen).statistic
-        through = negative_log_likelihood(fit_table(*known)(seen[0]), seen[1])
-        raw[name] = {"spearman": float(rank), "nll_table": through}
-        scaled = "–"
-        if name == "response":
-            raw[name]["nll"] = negative_log_likelihood(best_scale(*known) * seen[0], seen[1])
-            raw[name]["nll_scale_1"] = negative_log_likelihood(*seen)
-            scaled = f"{raw[name]['nll_scale_1']:.2f} → {raw[name]['nll']:.2f}"
-        rows.append([name, f"{rank:.2f}", f"{through:.2f}", scaled])
-    return rows, raw
-
-
-def fusion_table(test, scales) -> tuple[list[list[str]], dict]:
-    """Latent error after an ideal fusion, each mask with each fill."""
-    arms = {name: {how: by_mask(name) for how in FILLS} for name in MASKS if name != "response"}
-    for label, channels in (("response", True), ("response, one channel", False)):
-        arms[label] = {how: by_mask("response", scales[how], channels) for how in FILLS}
-    fixed = {
-        r: fusion_db(test[SHIPPED], static("response", scales[SHIPPED], r)).mean() for r in PRIORS
+    decode = lambda latent: np.asarray(_decode(model.variant, model.weights.vae, latent))
+    where, ceiling = regions(one.visible), decode(one.truth)
+    scores = lambda e: list(psnr_by_region(decode(one.truth + e), ceiling, where).values())
+    return {
+        name: np.array([scores(e) for e in fused_errors(one, weight, calibration.real())])
+        for name, weight in calibration.arms(SHIPPED, DECODED).items()
     }
-    best = min(fixed, key=fixed.get)
-    arms["response, best fixed weight"] = {
-        how: static("response", scales[how], best) for how in FILLS
-    }
-    raw = {
-        label: {how: fusion_db(test[how], weights[how]) for how in FILLS}
-        for label, weights in arms.items()
-    }
-    rows = [[label, *(f"{raw[label][how].mean():.2f}" for how in FILLS)] for label in raw]
-    return rows, raw
 
 
-def claims(contamination, fusion, prediction, scale) -> list[list[str]]:
-    """The first study's claims, judged by this one's numbers."""
-    db = lambda a, b, how=SHIPPED: fusion[a][how] - fusion[b][how]
-
-    def wins(values) -> str:
-        _, low, high = bootstrap(values)
-        return "confirmed" if high < 0 else "overturned" if low > 0 else "undecided"
-
-    ratio = np.array(contamination["black"][:3]) / np.array(contamination["push-pull"][:3])
-    fills = fusion["response"][SHIPPED] - fusion["response"]["push-pull"]
-    ranks = {name: np.nan_to_num(row["spearman"]) for name, row in prediction.items()}
-    best_coverage = min(("nearest", "mean", "min"), key=lambda n: fusion[n][SHIPPED].mean())
-    channel = db("response", "response, one channel")
-    return [
-        ["push-pull contaminates 20 to 45 times less than black",
-         f"{ratio.min():.0f} to {ratio.max():.0f} times within 16 pixels",
-         "confirmed" if ratio.min() >= 20 else "weaker" if ratio.min() > 1 else "overturned"],
-        ["other frames first is a better fill than push-pull alone", f"{interval(fills)} dB",
-         wins(fills)],
-        ["a weight that follows the noise level beats the best fixed one (by 1.3 dB)",
-         f"{interval(db('response', 'response, best fixed weight'))} dB",
-         wins(db("response", "response, best fixed weight"))],
-        [f"the response beats coverage alone (best here: {best_coverage})",
-         f"{interval(db('response', best_coverage))} dB", wins(db("response", best_coverage))],
-        ["the mask's own encoding is worse than mean down-sampling",
-         f"{interval(db('mean', 'encoded'))} dB", wins(db("mean", "encoded"))],
-        ["the response ranks the errors best", f"Spearman {ranks['response']:.2f} against "
-         f"{max(v for k, v in ranks.items() if k != 'response'):.2f} of the next",
-         "confirmed" if max(ranks, key=ranks.get) == "response" else "overturned"],
-        ["channels matter little with a good fill (0.2 dB)", f"{interval(channel)} dB",
-         "confirmed" if abs(channel.mean()) <= 0.5 else "overturned"],
-        ["the raw variance overstates the error 2 to 3 times", f"{1 / scale:.1f} times",
-         "overturned" if scale > 1 else "weaker" if scale > 1 / 2 else
-         "confirmed" if scale >= 1 / 3 else "stronger"],
-    ]  # fmt: skip
+# All of them ----------------------------------------------------------------------
 
 
-@dataclass
-class Arguments:
-    """Compare latent masks on known truth; calibrate the response mask."""
-
-    data: Path = Path(".data")
-    """Folder of what training left, and of rendered scenes."""
-    vae: Path = Path(".data/vae.safetensors")
-    """The autoencoder's weights."""
-    scenes: int = 12
-    """Rendered clips in each half."""
-    natural: int = 6
-    """Natural clips in each half."""
-    results: Path = RESULTS
+def kept(file: Path, make) -> dict[str, np.ndarray]:
+    """What is stored, or what `make()` returns, stored."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = file.with_suffix(".partial.npz")
+        np.savez(partial_file, **{name.replace("/", "|"): leaf for name, leaf in make().items()})
+        partial_file.rename(file)
+    with np.load(file) as stored:
+        return {name.replace("|", "/"): stored[name] for name in stored}
 
 
-def measure_all(arguments: Arguments) -> tuple[dict[str, list[Study]], ...]:
-    """The studies of the calibration and of the test clips."""
-    params, _ = load(arguments.vae)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    halves = cases(arguments.data, arguments.scenes, arguments.natural)
-    return tuple(studies(params, half, 1000 * i) for i, half in enumerate(halves))
+def fingerprint(model: Model, *more) -> str:
+    """Changes with the weights, and with all else that the results depend on."""
+    digest = hashlib.sha256(repr((model.variant, *MASKS, FILLS, SIGMAS, *more)).encode())
+    for leaf in jax.tree.leaves(model.weights._replace(calibration=None)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
 
 
-def publish(results: Path, calibration, test, seconds: float) -> None:
-    """Tables, raw numbers and the plot."""
-    scales = calibrate(calibration)
-    scale = scales[SHIPPED]
-    contamination = {how: reach(test[how]) for how in FILLS}
-    prediction_rows, prediction = prediction_table(calibration[SHIPPED], test[SHIPPED])
-    fusion_rows, fusion = fusion_table(test, scales)
-    verdicts = claims(contamination, fusion, prediction, scale)
-
-    results.mkdir(parents=True, exist_ok=True)
-    seen = visible_pairs(test[SHIPPED], "response")
-    reliability(*seen, scale, results / "masks.png")
-    raw = {
-        "response_scale": round(scale, 4),
-        "scales_by_fill": scales,
-        "latent_mse_by_distance": contamination,
-        "prediction": prediction,
-        "fusion_db": {k: {how: v.mean() for how, v in by.items()} for k, by in fusion.items()},
-        "claims": verdicts,
-    }
-    short = lambda text: float(f"{float(text):.4g}")
-    rounded = json.loads(json.dumps(raw, default=float), parse_float=short)
-    (results / "masks.json").write_text(json.dumps(rounded, indent=1) + "\n")
-
-    reach_rows = [[how, *(f"{x:.2g}" for x in contamination[how])] for how in FILLS]
-    text = "\n".join([
-        "# Latent masks on known truth", "",
-        "`python -m experiments.masks`", "",
-        f"Nano autoencoder, {NANO.frames}×{NANO.height}×{NANO.width};"
-        f" {len(calibration[SHIPPED])} clips calibrate, {len(test[SHIPPED])} others are shown"
-        " below (rendered scenes with real warps and natural clips with the same holes; neither"
-        " was trained on). Latent units: variance 1."
-        f" {jax.devices()[0].device_kind}, jax {jax.__version__},"
-        f" {seconds:.0f} seconds.", "",
-        f"**Scale of the response's variance: {scale:.3f}** (with the fill in use; "
-        + ", ".join(f"{how} {value:.2f}" for how, value in scales.items())
-        + "). ![reliability](masks.png)", "",
-        "## How far a hole reaches", "",
-        "Mean squared latent error in latents that hold no hole, by the pixels between them and"
-        " the nearest one.", "",
-        *rows_of(reach_rows, "fill | 0–4 | 4–8 | 8–16 | 16–32"),
-        "## Who predicts the error", "",
-        f"Visible latents (mean coverage above ½), fill: {SHIPPED}, then push-pull. Spearman's"
-        " rank correlation of prediction and squared error; Gaussian negative log-likelihood in"
-        " nats, through a table of 12 bins fitted on the calibration clips, and for the variance"
-        " itself at scale 1 → calibrated.", "",
-        *rows_of(prediction_rows, "mask | Spearman | NLL by table | NLL of v"),
-        "## What it is worth", "",
-        "Latent error in dB (lower is better) of (1 - h) prior + h measurement with h as shipped:"
-        f" mean over priors wrong by r = {', '.join(map(str, PRIORS))}, and over clips, holes"
-        " included.", "",
-        *rows_of(fusion_rows, "mask | " + " | ".join(FILLS)),
-        "## A first study's claims", "",
-        "Differences in dB are this table's (negative: the claim's first is better), with 95 %"
-        " paired bootstrap intervals over clips.", "",
-        *rows_of(verdicts, "claim | here | verdict"),
-    ])  # fmt: skip
-    (results / "masks.md").write_text(text)
-    print(text)
+def measure_all(model: Model, arguments: Arguments, folder: Path) -> list[list[dict]]:
+    """What was measured of the calibration and of the test clips."""
+    halves = cases(model, arguments)
+    prompts = ["", *(case.caption for half in halves for case in half)]
+    nothing, *captions = embed_prompts(find_model(arguments.model), model.variant, prompts).context
+    bar = tqdm(total=len(captions), desc="measure", mininterval=5)
+    found = []
+    for half in halves:
+        found.append([])
+        for case in half:
+            number = bar.n
+            context = jnp.stack([nothing, captions[number]])
+            make = partial(measure, model, case, context, jax.random.key(number))
+            found[-1].append(kept(folder / f"case_{number:03d}.npz", make))
+            bar.update()
+    return found
 
 
 def main(arguments: Arguments) -> None:
-    began = time.time()
-    calibration, test = measure_all(arguments)
-    publish(arguments.results, calibration, test, time.time() - began)
+    model = load_model(arguments.model)
+    folder = arguments.data / "masks" / fingerprint(model, arguments.scenes, arguments.natural)
+    found = measure_all(model, arguments, folder)
+    halves = [{how: [study(one, how) for one in half] for how in FILLS} for half in found]
+    calibration, (known, test) = calibrate(halves)
+    mark = fingerprint(model, repr(calibration), DECODED)
+    pixels = [
+        kept(folder / f"decoded_{mark}_{i:03d}.npz", partial(decoded, model, one, calibration))
+        for i, one in enumerate(tqdm(test[SHIPPED], desc="decode", mininterval=5))
+    ]
+    seconds = {
+        name: float(np.median([one[f"seconds/{name}"] for half in found for one in half]))
+        for name in MASKS if name not in FITTED
+    }  # fmt: skip
+    command = " ".join(["python -m experiments.masks", *sys.argv[1:]])
+    report(arguments.results, command, SHIPPED, calibration, known, test, pixels, seconds)
 
 
 if __name__ == "__main__":

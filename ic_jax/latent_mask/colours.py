@@ -44,11 +44,17 @@ def probes(
     colours depend on the size alone. Fails where the content decides: flat colours excite no
     texture, and a hole filled well counts as much as one filled badly.
     """
-    seen = operator.visible[..., None]
+    hidden, shape = 1 - operator.visible[..., None], measurement.clip.shape
+    colours = jnp.asarray(COLOURS, measurement.clip.dtype)
 
-    def squared_change(colour):
-        whole = jnp.broadcast_to(colour, measurement.clip.shape)
-        return (encode(seen * whole) - encode(whole)) ** 2
+    def encode_colour(colour_and_share):
+        colour, share = colour_and_share
+        return encode(jnp.broadcast_to((1 - share * hidden) * colour, shape))
 
-    v = jax.lax.map(squared_change, jnp.asarray(COLOURS, measurement.clip.dtype)).mean(0)
+    # One loop, so that the encoder is compiled once for both.
+    shares = jnp.repeat(jnp.array([1.0, 0.0]), len(colours))
+    masked, whole = jax.lax.map(encode_colour, (jnp.tile(colours, (2, 1)), shares)).reshape(
+        2, len(colours), *measurement.latent.shape
+    )
+    v = ((masked - whole) ** 2).mean(0)
     return LatentMask(coverage(operator.visible, measurement.latent.shape), v)
