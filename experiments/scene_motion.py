@@ -29,7 +29,6 @@ class Motion(NamedTuple):
     """Where it is seen in both frames and looks the same, away from outlines, which mix motions."""
 
 
-
 def known_motion(
     scene: Scene, c2w: Float[Array, "t 4 4"], intrinsics: Float[Array, "3 3"],
     times: Float[Array, "t"], height: int, width: int,
@@ -76,7 +75,7 @@ def _moved(points, slots, centres, rotations):
 def _turning(slots, rotations):
     """Pixels of objects whose rotation is another in the next frame."""
     turns = np.abs(np.diff(rotations, axis=0)).max((2, 3)) > SLACK
-    return np.stack([(now >= 0) & turn[now] for now, turn in zip(slots, turns)])
+    return np.stack([(now >= 0) & turn[now] for now, turn in zip(slots[:-1], turns, strict=True)])
 
 
 def _seen_again(flow, depth, slots, depth_there):
