@@ -72,7 +72,8 @@ def read_shot(file: ClipFile, sizes: Variant) -> Shot:
     """
     whole = load_shot(read_video(file.video), file.depth, "static")
     rows, columns = _crop(whole.frames.shape[1:3], sizes)
-    lens = scale_intrinsics(whole.source.intrinsics, 1.0, 1.0, columns.start, rows.start)
+    left, top = float(columns.start), float(rows.start)
+    lens = scale_intrinsics(whole.source.intrinsics, 1.0, 1.0, left, top)
     view = whole.source._replace(intrinsics=lens)
     frames, depth, keep = (
         leaf[:, rows, columns] for leaf in (whole.frames, whole.depth, whole.keep)
