@@ -6,11 +6,11 @@ To add one, write it and give it a line here, or from outside: `METHODS["mine"] 
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
-from . import consistency
+from . import consistency, gibbs, pixel_baselines, projections, renewals, steps, variational
 from .consistency import Consistency
 from .sampler import Method, split_correct_recombine
 
@@ -28,6 +28,8 @@ class Entry(NamedTuple):
     """Where nothing is observed, it is the plain sampler, bit for bit."""
     exact_when_full: bool
     """A measurement of everything, without error, is what comes out."""
+    trajectory: bool = True
+    """Whether x is noisy at every level: if not, no other method can act at some of them."""
 
 
 def corrects(make: Callable[..., Consistency]) -> Callable[..., Method]:
@@ -44,6 +46,26 @@ METHODS: dict[str, Entry] = {
     "none": Entry(corrects(lambda: consistency.none), "the plain generator", True, False),
     "dds": Entry(corrects(consistency.dds), "arXiv 2303.05754", True, False),
     "bayes_dds": Entry(corrects(consistency.bayes_dds), "ours", True, True),
+    "dds_attenuated": Entry(corrects(projections.dds_attenuated), "arXiv 2303.05754", True, False),
+    "replacement": Entry(corrects(lambda: renewals.replacement), "arXiv 2206.02779", True, True),
+    "ddnm": Entry(corrects(projections.ddnm), "arXiv 2212.00490", True, True),
+    "diffpir": Entry(corrects(renewals.diffpir), "arXiv 2305.08995", False, True),
+    "flowdps": Entry(corrects(renewals.flowdps), "arXiv 2503.08136", False, False),
+    "flowchef": Entry(corrects(projections.flowchef), "arXiv 2412.00100", True, True),
+    "pnp_flow": Entry(corrects(renewals.pnp_flow), "arXiv 2410.02423", False, False),
+    "flower": Entry(corrects(renewals.flower), "arXiv 2509.26287", False, True),
+    "flower_cov": Entry(corrects(renewals.flower_cov), "arXiv 2509.26287", False, True),
+    "trimmed": Entry(corrects(projections.trimmed), "arXiv 2405.15364", True, False),
+    "repaint": Entry(steps.repaint, "arXiv 2201.09865", False, True),
+    "langevin": Entry(steps.langevin, "ours", False, True),
+    "ding": Entry(steps.ding, "arXiv 2512.18365", False, False),
+    "ding_delayed": Entry(partial(steps.ding, delayed=True), "arXiv 2512.18365", False, False),
+    "gibbs": Entry(gibbs.gibbs, "arXiv 2605.11871", False, True),
+    "red_diff": Entry(variational.red_diff, "arXiv 2305.04391", False, False, trajectory=False),
+    "flair": Entry(variational.flair, "arXiv 2506.02680", False, True, trajectory=False),
+    "pixel_dds": Entry(corrects(pixel_baselines.pixel_dds), "arXiv 2303.05754", False, False),
+    "dps": Entry(pixel_baselines.dps, "arXiv 2209.14687", False, False),
+    "psld": Entry(pixel_baselines.psld, "arXiv 2307.00619", False, False),
 }
 
 
