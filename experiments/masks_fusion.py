@@ -13,14 +13,17 @@ from ic_jax.sampling.consistency import unit_gaussian
 WITH_VARIANCE = ("probes", "response", "jacobian", "kernel")
 WHITE = (0.1, 0.3, 0.6, 1.0)  # r: how wrong an estimate with white error may be
 SIGMAS = (0.3, 0.6, 0.9)  # noise levels at which the generator's own estimate is taken
-SMALLEST = 1e-6  # variances below it are the encoder's rounding
+# Variances below it change no weight of an estimate that is wrong by 0.1 or more.
+SMALLEST = 1e-4
 
 NO_PRIOR, NO_MEASUREMENT = "measurement alone", "estimate alone"
-ONE_CHANNEL, NO_GATE = "response, one channel", "response, no gate"
+ONE_CHANNEL = "response, one channel"
+HALF_GATE, NO_GATE = "response, gate min(1, 2a)", "response, no gate"
 FIXED, GAUSSIAN = "response, best fixed weight", "response, r² of a unit Gaussian"
 COVERAGE, ENCODED = ("nearest", "mean", "min"), ("encoded",)
 DECODED = (
-    NO_MEASUREMENT, NO_PRIOR, *COVERAGE, *ENCODED, *WITH_VARIANCE, ONE_CHANNEL, NO_GATE, "oracle",
+    NO_MEASUREMENT, NO_PRIOR, *COVERAGE, *ENCODED, *WITH_VARIANCE, ONE_CHANNEL, HALF_GATE, NO_GATE,
+    "oracle",
 )  # fmt: skip
 
 
@@ -71,7 +74,8 @@ class Calibration(NamedTuple):
             NO_PRIOR: lambda study, prior: np.ones_like(study.error),
             NO_MEASUREMENT: lambda study, prior: np.zeros_like(study.error),
             ONE_CHANNEL: by_mask("response", scale("response"), channels=False),
-            NO_GATE: by_mask("response", scale("response"), gate=False),
+            HALF_GATE: by_mask("response", scale("response"), gate=lambda a: np.minimum(2 * a, 1)),
+            NO_GATE: by_mask("response", scale("response"), gate=np.ones_like),
             GAUSSIAN: in_closed_form("response", scale("response")),
         }
         return {name: special.get(name) or by_mask(name, scale(name)) for name in names}
@@ -166,14 +170,19 @@ def negative_log_likelihood(variance: np.ndarray, actual: np.ndarray) -> float:
 # Fusion ---------------------------------------------------------------------------
 
 
-def by_mask(name: str, scale: float = 1.0, channels: bool = True, gate: bool = True) -> Weight:
-    """A mask's own weight h(r²): its variance scaled and, if asked, averaged over channels, its
-    coverage at choice left out."""
+def by_mask(
+    name: str,
+    scale: float = 1.0,
+    channels: bool = True,
+    gate: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Weight:
+    """A mask's own weight h(r²): its variance scaled and, if asked, averaged over channels, and
+    `gate` of its coverage in place of the coverage."""
 
     def weight(study: Study, prior: Prior):
         a, v = study.masks[name]
         v = scale * (v if channels else v.mean(-1, keepdims=True))
-        return np.asarray(LatentMask(a if gate else np.ones_like(a), v).weight(prior.r2))
+        return np.asarray(LatentMask(gate(a), v).weight(prior.r2))
 
     return weight
 
@@ -225,15 +234,26 @@ class PriorFacts(NamedTuple):
     across: float
     """Correlation of latents that are neighbours in a row, and in time."""
     along: float
+    measured: float
+    """Correlation with the measurement's error, where that is not zero; fusion assumes none."""
 
 
 def prior_facts(some: list[Study], sigma: float) -> PriorFacts:
     """Measured against the holes of the clips, although the estimate was not told of them."""
-    errors = np.stack([study.priors[sigma] for study in some])
+    errors, measured = (
+        np.stack(leaves) for leaves in zip(*((study.priors[sigma], study.error) for study in some))
+    )
     shares = np.stack([study.masks["mean"].coverage[..., 0] for study in some])
-    apart = lambda axis: [
-        np.take(errors, range(s, errors.shape[axis] - 1 + s), axis).ravel() for s in (0, 1)
-    ]
-    correlation = lambda axis: float(np.corrcoef(*apart(axis))[0, 1])
+    correlation = lambda a, b: float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    apart = lambda axis: (
+        np.take(errors, range(start, errors.shape[axis] - 1 + start), axis) for start in (0, 1)
+    )
     of = lambda chosen: float(np.mean(errors[chosen] ** 2)) if chosen.any() else float("nan")
-    return PriorFacts(of(shares > 0.99), of(shares < 0.01), correlation(3), correlation(1))
+    wrong = measured**2 > SMALLEST
+    return PriorFacts(
+        variance_seen=of(shares > 0.99),
+        variance_hidden=of(shares < 0.01),
+        across=correlation(*apart(3)),
+        along=correlation(*apart(1)),
+        measured=correlation(errors[wrong], measured[wrong]),
+    )

@@ -10,12 +10,11 @@ import matplotlib
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.intervals import bootstrap
 from experiments.masks_fusion import (
-    COVERAGE,
     DECODED,
     FIXED,
     GAUSSIAN,
+    HALF_GATE,
     NO_GATE,
     NO_MEASUREMENT,
     NO_PRIOR,
@@ -35,18 +34,13 @@ from experiments.masks_fusion import (
     visible_pairs,
     white_db,
 )
+from experiments.masks_verdicts import IN_USE, REGIONS, Rows, against, claims
 from ic_jax.latent_mask import MASKS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 DISTANCES = (4, 8, 16, 32)  # pixels from a hole
-REGIONS = ("visible", "seam", "hole", "whole")  # as experiments.metrics.regions has them
-ENCODES = {"encoded": 3, "probes": 8, "response": 8, "jacobian": 8}  # others: none
-IN_USE = "response"
-
-Rows = list[list[str]]
-
 
 def report(
     results: Path,
@@ -69,7 +63,7 @@ def report(
     real = {how: real_table(some, calibration, how) for how, some in test.items()}
     facts = {sigma: prior_facts(test[shipped], sigma) for sigma in SIGMAS}
     decoded = {name: np.stack([one[name] for one in pixels]) for name in DECODED}
-    verdicts = claims(contamination, white, prediction, calibration, shipped)
+    verdicts = claims(contamination, white, prediction, calibration, decoded, shipped)
     scale = calibration.scales[IN_USE]
 
     results.mkdir(parents=True, exist_ok=True)
@@ -114,7 +108,7 @@ def report(
         " decoded fusion against the truth's own round trip: higher is better. A verdict is"
         " passed where the interval leaves zero out.", "",
         *_table(
-            _against(white[shipped], real[shipped], decoded, seconds),
+            against(white[shipped], real[shipped], decoded, seconds),
             "mask | latent, white error | latent, generator's error | seam PSNR | whole PSNR |"
             " encodes | seconds",
         ),
@@ -143,7 +137,7 @@ def report(
         " the noised truth inside holes as well, so its error there is that of hard content, not"
         " of a hole it has had to invent.", "",
         *_table(_prior_rows(facts), "σ | error², seen latents | hidden latents | ratio |"
-                " correlation of neighbours in a row | in time"),
+                " correlation of neighbours in a row | in time | with the measurement's error"),
         *_table(by_fill(real), "weight | " + " | ".join(fills)),
         "## Decoded", "",
         "PSNR in dB of the fusion with the generator's estimate, decoded, against the truth's own"
@@ -193,14 +187,14 @@ def predictions(known: list[Study], test: list[Study], calibration: Calibration,
 
 def white_table(some: list[Study], calibration: Calibration, how: str) -> dict[str, np.ndarray]:
     """Latent error of every weight, per case, with white errors."""
-    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, NO_GATE, "oracle"
+    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, HALF_GATE, NO_GATE, "oracle"
     found = {n: white_db(some, w) for n, w in calibration.arms(how, names).items()}
     return found | {FIXED: _best_fixed(lambda w: white_db(some, w), calibration, how)}
 
 
 def real_table(some: list[Study], calibration: Calibration, how: str) -> dict[str, np.ndarray]:
     """The same with the generator's."""
-    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, NO_GATE, GAUSSIAN, "oracle"
+    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, HALF_GATE, NO_GATE, GAUSSIAN, "oracle"
     priors = calibration.real()
     found = {n: real_db(some, w, priors) for n, w in calibration.arms(how, names).items()}
     return found | {FIXED: _best_fixed(lambda w: real_db(some, w, priors), calibration, how)}
@@ -210,41 +204,6 @@ def _best_fixed(score, calibration: Calibration, how: str) -> np.ndarray:
     """The best of the fixed weights, chosen on the very clips it is shown on."""
     scale = calibration.scales[IN_USE][how]
     return min((score(fixed(IN_USE, scale, r**2)) for r in WHITE), key=np.mean)
-
-
-def claims(contamination, white, prediction, calibration, shipped) -> Rows:
-    """The first study's claims, judged by this one's numbers."""
-    of = white[shipped]
-    db = lambda a, b: of[a] - of[b]
-    ratio = np.array(contamination["black"][:3]) / np.array(contamination["push-pull"][:3])
-    fills = of["response"] - white["push-pull"]["response"]
-    ranks = {name: np.nan_to_num(row["spearman"]) for name, row in prediction.items()}
-    next_best = max(value for name, value in ranks.items() if name != "response")
-    best_coverage = min(COVERAGE, key=lambda name: of[name].mean())
-    channel = db("response", ONE_CHANNEL)
-    overstated = 1 / calibration.scales["response"][shipped]
-    wins = lambda values: _verdict(values, "confirmed", "overturned")
-    return [
-        ["push-pull contaminates 20 to 45 times less than black",
-         f"{ratio.min():.0f} to {ratio.max():.0f} times within 16 pixels",
-         "confirmed" if ratio.min() >= 20 else "weaker" if ratio.min() > 1 else "overturned"],
-        ["other frames first is a better fill than push-pull alone", f"{_interval(fills)} dB",
-         wins(fills)],
-        ["a weight that follows the noise level beats the best fixed one (by 1.3 dB)",
-         f"{_interval(db('response', FIXED))} dB", wins(db("response", FIXED))],
-        [f"the response beats coverage alone (best here: {best_coverage})",
-         f"{_interval(db('response', best_coverage))} dB", wins(db("response", best_coverage))],
-        ["the mask's own encoding is worse than mean down-sampling",
-         f"{_interval(db('mean', 'encoded'))} dB", wins(db("mean", "encoded"))],
-        ["the response ranks the errors best",
-         f"Spearman {ranks['response']:.2f} against {next_best:.2f} of the next",
-         "confirmed" if ranks["response"] > next_best else "overturned"],
-        ["channels matter little with a good fill (0.2 dB)", f"{_interval(channel)} dB",
-         "confirmed" if abs(channel.mean()) <= 0.5 else "overturned"],
-        ["the raw variance overstates the error 2 to 3 times", f"{overstated:.1f} times",
-         "overturned" if overstated < 1 else "weaker" if overstated < 2 else
-         "confirmed" if overstated <= 3 else "stronger"],
-    ]  # fmt: skip
 
 
 # The page -------------------------------------------------------------------------
@@ -270,21 +229,6 @@ def reliability(predicted, actual, scale: float, path: Path) -> None:
     plt.close(figure)
 
 
-def _against(white, real, decoded, seconds) -> Rows:
-    """Every construction less the one in use; seam and whole are means over noise levels."""
-    seam, whole = (
-        {name: np.nanmean(v[:, :, REGIONS.index(region)], 1) for name, v in decoded.items()}
-        for region in ("seam", "whole")
-    )
-    rows = []
-    for name in (*(n for n in MASKS if n != IN_USE), ONE_CHANNEL, NO_GATE, "oracle"):
-        cells = [_judged(by[name] - by[IN_USE], "better", "worse") for by in (white, real)]
-        cells += [_judged(by[name] - by[IN_USE], "worse", "better") for by in (seam, whole)]
-        cost = [str(ENCODES.get(name, 0)), f"{seconds[name]:.2f}"] if name in seconds else ["", ""]
-        rows.append([name, *cells, *cost])
-    return [*rows, [IN_USE, *[""] * 4, str(ENCODES[IN_USE]), f"{seconds[IN_USE]:.2f}"]]
-
-
 def _prediction_rows(prediction: dict) -> Rows:
     rows = []
     for name, row in prediction.items():
@@ -298,7 +242,8 @@ def _prediction_rows(prediction: dict) -> Rows:
 def _prior_rows(facts: dict) -> Rows:
     return [
         [f"{sigma}", f"{f.variance_seen:.3f}", f"{f.variance_hidden:.3f}",
-         f"{f.variance_hidden / f.variance_seen:.2f}", f"{f.across:.2f}", f"{f.along:.2f}"]
+         f"{f.variance_hidden / f.variance_seen:.2f}", f"{f.across:.2f}", f"{f.along:.2f}",
+         f"{f.measured:.2f}"]
         for sigma, f in facts.items()
     ]  # fmt: skip
 
@@ -309,20 +254,6 @@ def _decoded_rows(decoded: dict[str, np.ndarray]) -> Rows:
         [name, *(f"{x:.2f}" for x in (*np.nanmean(v, (0, 1)), *np.nanmean(v[..., seam], 0)))]
         for name, v in decoded.items()
     ]
-
-
-def _verdict(values, below: str, above: str) -> str:
-    _, low, high = bootstrap(values)
-    return below if high < 0 else above if low > 0 else "undecided"
-
-
-def _judged(values, below: str, above: str) -> str:
-    return f"{_interval(values)} {_verdict(values, below, above)}"
-
-
-def _interval(values) -> str:
-    mean, low, high = bootstrap(values)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _db(table: dict[str, np.ndarray], name: str) -> str:

@@ -18,8 +18,11 @@ def encoded(
     """The mask encoded as a video, normalised per channel: (E(m) - E(0)) / (E(1) - E(0)).
 
     White is observed, black is hole; clipped to [0, 1], v = 0. The plainest reading of the
-    paper's "continuous C-channel mask"; costs 3 encodes. Channels that hardly tell white
-    from black have a tiny denominator; they fall back on their latent's mean over channels.
+    paper's "continuous C-channel mask". Estimates the share of a channel's response that comes
+    from observed pixels, if the encoder were linear. Costs 3 encodes. Fails because it is not:
+    it overshoots beside edges, and the clipping trusts just those latents fully. Channels that
+    hardly tell white from black have a tiny denominator; they fall back on their latent's mean
+    over channels.
     """
     video = jnp.broadcast_to(operator.visible[..., None], measurement.clip.shape)
     mask, black, white = (encode(2 * m - 1) for m in (video, 0 * video, 0 * video + 1))

@@ -63,8 +63,11 @@ def response(
 
     v is `scale` times the mean of (E(content k in the hole) - y)² over `fills` contents in
     turn from `CONTENTS`: a second moment about the y in use, so that an unlucky fill counts
-    as error too. a is the mean coverage. Costs `fills` encodes, one at a time. `scale` is
-    calibrated once per model on clips whose truth is known (experiments/masks.py).
+    as error too. Estimates the error's variance if the truth were as unlike the fill as these
+    contents are; a good fill is nearer, hence `scale`, calibrated once per model on clips whose
+    truth is known (experiments/masks.py). a is the mean coverage. Costs `fills` encodes, one at
+    a time. Fails where contents and fill agree by accident, as in a clip of one colour, and
+    where the hidden part is like nothing else in the clip.
     """
     visible = operator.visible[..., None]
 

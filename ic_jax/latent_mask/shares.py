@@ -35,8 +35,10 @@ def downsample(
 ) -> LatentMask:
     """Prior work's mask: one channel, resampled to the latent grid, trusted as it is (v = 0).
 
-    Costs no encode. It knows nothing of the encoder's reach: latents beside a hole count
-    as clean, although the hole has leaked into them. `how` is "nearest", "mean" or "min".
+    Estimates the observed share and no error. Costs no encode. Fails beside holes: it knows
+    nothing of the encoder's reach, so latents there count as clean although the hole has leaked
+    into them. `how` is "nearest" (a single pixel speaks for hundreds), "mean" or "min" (one
+    hidden pixel condemns a latent).
     """
     a = coverage(operator.visible, measurement.latent.shape, how)
     return LatentMask(a, jnp.zeros_like(a))
