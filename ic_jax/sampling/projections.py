@@ -6,7 +6,7 @@ as encoded, at full strength. Being written for latents, these are reconstructio
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ic_jax.latent_mask import LatentMask
 
@@ -92,19 +92,20 @@ def trimmed(rule: Consistency | None = None, share: float = 0.8) -> Consistency:
     ) -> Prediction:
         error = jnp.abs(prediction.clean - y)
         coverage = jnp.broadcast_to(mask.coverage, error.shape)
-        kept = error <= weighted_quantile(error, coverage, share)
+        kept = smallest(error, coverage, share)
         return rule(prediction, y, LatentMask(coverage * kept, mask.variance), level, key)
 
     return trimmed_rule
 
 
-def weighted_quantile(
+def smallest(
     values: Float[Array, "t h w c"], weights: Float[Array, "t h w c"], share: float
-) -> Float[Array, "t 1 1 1"]:
-    """Per frame, the smallest value up to which `share` of the total weight lies."""
+) -> Bool[Array, "t h w c"]:
+    """Per frame, True at the smallest values that together make up this share of the weight."""
     flat, mass = (array.reshape(len(array), -1) for array in (values, weights))
     order = jnp.argsort(flat, axis=1)
-    reached = jnp.cumsum(jnp.take_along_axis(mass, order, 1), axis=1)
-    first = jnp.argmax(reached >= share * reached[:, -1:], axis=1)
-    found = jnp.take_along_axis(flat, jnp.take_along_axis(order, first[:, None], 1), 1)
-    return found[:, :, None, None]
+    mass = jnp.take_along_axis(mass, order, axis=1)
+    reached = jnp.cumsum(mass, axis=1)
+    # By rank: compared by value, an element at the limit could fall out by a rounding error.
+    kept = reached - mass < share * reached[:, -1:]
+    return jnp.take_along_axis(kept, jnp.argsort(order, axis=1), axis=1).reshape(values.shape)
