@@ -106,7 +106,8 @@ def report(
         f"Each less `{IN_USE}`, with the fill in use ({shipped}, then push-pull), paired over"
         " clips, 95 % bootstrap intervals. Latent error in dB: lower is better. PSNR of the"
         " decoded fusion against the truth's own round trip: higher is better. A verdict is"
-        " passed where the interval leaves zero out.", "",
+        " passed where the interval leaves zero out. Where the gate is min(1, 2a), coverage counts"
+        " below one half alone.", "",
         *_table(
             against(white[shipped], real[shipped], decoded, seconds),
             "mask | latent, white error | latent, generator's error | seam PSNR | whole PSNR |"

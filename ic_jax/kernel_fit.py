@@ -6,9 +6,10 @@ from scipy.optimize import nnls
 
 from .latent_mask import KERNEL
 
-# Squared errors scatter in proportion to their mean: large ones shall not decide alone.
-ROUNDS = 3
-FLOOR = 0.01
+# Squared errors scatter in proportion to their mean, so a second round weighs them by the first
+# one's; errors below the floor matter to no weight and shall not decide.
+ROUNDS = 2
+FLOOR = 0.1
 # Neighbours that were never missing alone leave the equations short of a rank.
 RIDGE = 1e-6
 
@@ -19,9 +20,9 @@ def fit_kernel(
     """Non-negative least squares from the missing share of a latent's neighbours to its error.
 
     Per clip: the mean coverage of each latent (`latent_mask.coverage`), and the squared error
-    of the measurement, (E(filled) - E(truth))², in squared latent units. The fit is repeated
-    with every row divided by the variance found before, which is what the likelihood of a
-    Gaussian error asks for. The last of the `kt` frames is the latent's own.
+    of the measurement, (E(filled) - E(truth))², in squared latent units. The fit is made
+    twice, the second time with every row divided by the first one's variance, as the likelihood
+    of a Gaussian error asks for. The last of the `kt` frames is the latent's own.
     """
     rows = [missing_neighbours(one) for one in coverages]
     targets = [error.reshape(-1, error.shape[-1]) for error in errors]
