@@ -10,14 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ic_jax.latent_mask import LatentMask
 
-from .consistency import (
-    GAMMA_SCHEDULES,
-    Consistency,
-    Latent,
-    Noise,
-    changed,
-    weighted,
-)
+from .consistency import GAMMA_SCHEDULES, Consistency, Latent, Noise, changed, weighted
 from .denoiser import Prediction
 from .schedule import Level
 
@@ -25,10 +18,10 @@ from .schedule import Level
 def ddnm(noise: Noise = "keep") -> Consistency:
     """clean ← clean + h (y - clean): only the null space is left to the model.
 
-    Denoising Diffusion Null-Space Model (arXiv 2212.00490): clean - A⁺(A clean - A y)
-    for A = diag(h > 0), whose pseudo-inverse is itself. A measurement with errors scales the
-    projection, as Σ does in the paper's eq. 17, and here by h; the paper derives Σ from σ
-    instead. The share η = 0.85 of fresh noise in the paper is the solver's `renoise`.
+    Denoising Diffusion Null-Space Model (arXiv 2212.00490): clean - A⁺(A clean - A y) for
+    A = diag(h > 0), whose pseudo-inverse is itself. Errors of the measurement scale the
+    projection by h, where the paper's Σ (eq. 17) follows from σ and one variance. The noise
+    is kept; the share η = 0.85 that the paper draws anew is the solver's `renoise`.
     """
     return weighted(lambda mask, level: mask.weight(1.0), noise)
 
@@ -38,11 +31,10 @@ def dds_attenuated(
 ) -> Consistency:
     """clean ← (clean + γ h y) / (1 + γ h²): DDS for a y taken to be attenuated by the mask.
 
-    The proximal step of Decomposed Diffusion Sampling (arXiv 2303.05754), which has Aᵀ of the
-    data, with y itself as the data: y = h · z, not z. It pulls to y / h. So with our y, which
-    is an estimate of z, soft latents overshoot, most of all at h = 1/√γ; `dds` has h y as the
-    data and pulls to y. The two agree where h is 0 or 1, and this one equals `dds` of z at any
-    h if y is attenuated indeed.
+    The proximal step of Decomposed Diffusion Sampling (arXiv 2303.05754) with y itself as the
+    data of the operator diag(h), y = h · z; `dds` takes h y as the data, y = z. So this one
+    pulls to y / h: given h · z it is `dds` of z, and given z, as our y is, soft latents
+    overshoot; y has its largest factor, √γ / 2, at h = 1/√γ. The two agree where h is 0 or 1.
     """
 
     def rule(
@@ -59,11 +51,11 @@ def dds_attenuated(
 def flowchef(rate: float = 0.9, descents: int = 10) -> Consistency:
     """x ← x - rate ∇ ½ |h (clean(x) - y)|², `descents` times with the velocity held fixed.
 
-    FlowChef (arXiv 2412.00100), which skips the model's Jacobian: x, clean and noise all move
-    by the same step, so the velocity is kept and x is not. For a diagonal operator all the
+    FlowChef (arXiv 2412.00100), which takes the velocity's Jacobian as 0: x, clean and noise all
+    move by the same step, so the velocity is kept and x is not. For a diagonal operator all
     descents together are one weight, 1 - (1 - rate h²)^descents, exactly. The paper's loss is
-    a mean over all elements and its rates differ from task to task; ours is a rate for each
-    element, in (0, 2).
+    a mean over the elements, and its rates differ from task to task; ours is for each element,
+    in (0, 2).
     """
 
     def rule(

@@ -11,14 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ic_jax.latent_mask import LatentMask
 
-from .consistency import (
-    Consistency,
-    Latent,
-    dds,
-    moved,
-    unit_gaussian,
-    weighted,
-)
+from .consistency import Consistency, Latent, dds, moved, unit_gaussian, weighted
 from .denoiser import Prediction
 from .schedule import Level
 
@@ -29,9 +22,9 @@ def replacement(
     """x' ← (1-h) x' + h ((1-σ') y + σ' fresh): what was seen is put back, noisy, every step.
 
     Blended Latent Diffusion (arXiv 2206.02779), and the known part of RePaint (arXiv
-    2201.09865). Since x' is linear in clean and noise, blending each of them is
-    blending x'. The blend is the papers', made for hard masks: where h is neither 0 nor 1, the
-    noise loses variance, down to a half of it.
+    2201.09865). Since x' is linear in clean and noise, blending each of them blends x'; fresh
+    noise comes in by h alone. The blend is the papers', made for hard masks: where h is
+    neither 0 nor 1, the noise loses variance, down to a half of it.
     """
     h = mask.weight(1.0)
     clean = moved(prediction, h, y, level, "keep", key).clean
@@ -40,13 +33,13 @@ def replacement(
 
 
 def diffpir(strength: float = 1.0, renewed: float = 1.0) -> Consistency:
-    """argmin over z of a (z - y)² / v + strength (z - clean)² / σ̄², with σ̄ = σ / (1-σ).
+    """clean ← clean + h(σ̄² / λ) (y - clean), with σ̄ = σ / (1-σ);  a share of noise is fresh.
 
-    DiffPIR (arXiv 2305.08995): `strength` is its λ, `renewed` its ζ, the share of
-    the noise's variance that is fresh; the rest is recomputed from x. Both are as the authors
-    set them for inpainting. Their ρ = λ σ_n² / σ̄² has one variance for all of the measurement,
-    where we have v. So the weight is h(σ̄² / λ), that of `bayes_dds` if the model's own error
-    were the noise itself; the coverage gates it as it does there, being no linear operator.
+    DiffPIR (arXiv 2305.08995): its proximal step weighs the data against clean by
+    ρ = λ σ_n² / σ̄², and σ_n² is our v. So the weight is that of `bayes_dds`, coverage included,
+    if the model's own variance were σ̄² / λ. `strength` is λ; `renewed` is ζ, the share of the
+    noise's variance that is fresh, while the rest is recomputed from x. Both are as the
+    authors' code sets them for inpainting, where all noise is fresh.
     """
 
     def rule(
@@ -63,9 +56,9 @@ def diffpir(strength: float = 1.0, renewed: float = 1.0) -> Consistency:
 def flowdps(gamma: float = 5.0, gamma_schedule: str = "constant") -> Consistency:
     """clean ← (1-σ) clean + σ dds(clean);  noise ← √σ' noise + √(1-σ') fresh.
 
-    FlowDPS (arXiv 2503.08136) without its decoder: there, three gradient steps of
-    tuned length through the decoder stand where we have the proximal step of `dds`, with h² of
-    the mask. The measurement's say falls with σ, so late it hardly acts.
+    FlowDPS (arXiv 2503.08136) without its decoder: there, three gradient steps of tuned
+    length through the decoder stand where we have the proximal step of `dds`. What the
+    measurement can do falls with σ: a last step from a small one hardly moves.
     """
     proximal = dds(gamma, gamma_schedule, noise="keep")
 
@@ -82,12 +75,11 @@ def flowdps(gamma: float = 5.0, gamma_schedule: str = "constant") -> Consistency
 def pnp_flow(rate: float = 1.0, power: float = 0.5) -> Consistency:
     """clean ← clean - rate σ'^power h² (clean - y), and all noise is fresh.
 
-    PnP-Flow (arXiv 2410.02423): a gradient step on the data, noise up to the flow,
-    the model as denoiser. Its loop begins with the gradient at time t = 1-σ', ours with the
-    denoiser before it; cut there, they are the same from pure noise to the last denoised
-    estimate, on which no gradient step follows, as σ'^power is 0. `rate` and `power`, the
-    paper's α, are the defaults of the authors' code; the paper picks α by task. The paper
-    averages a few denoised draws in each step; we make one.
+    PnP-Flow (arXiv 2410.02423): a gradient step on the data, noise up to the flow, the model
+    as denoiser. Its loop begins with the gradient at time t = 1-σ', ours with the denoiser
+    before it; from pure noise to the last denoised estimate, on which no gradient step
+    follows, the two are the same. `rate` and `power`, the paper's α, are the defaults of the
+    authors' code, which averages five denoised draws in each step; we make one.
     """
 
     def weight(mask: LatentMask, level: Level) -> Float[Array, "t h w #c"]:
@@ -99,9 +91,9 @@ def pnp_flow(rate: float = 1.0, power: float = 0.5) -> Consistency:
 def flower(spread: float = 0.0) -> Consistency:
     """clean ← clean + h(r_σ²) (y - clean) + spread √(r_σ² (1 - h)) fresh, and all noise is fresh.
 
-    Flower (arXiv 2509.26287): r_σ² is that of a unit Gaussian, σ_n² is our v, and
-    `spread` is the paper's γ. At 0, its default, the estimate is the mean of clean given x and
-    y; at 1 it is a draw, and for a unit Gaussian the run is then exact at any number of steps.
+    Flower (arXiv 2509.26287): r_σ² is that of a unit Gaussian, σ_n² is our v, and `spread` is
+    the paper's γ. At 0, its default, the estimate is the mean of clean given x and y; at 1 it
+    is a draw, and for a unit Gaussian the run is then exact at any number of steps.
     """
 
     def rule(
