@@ -81,6 +81,8 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     """
     check(settings)
     sizes = model.variant
+    if settings.latent_mask == "kernel" and "kernel" not in model.calibration:
+        raise InputError(f"{model.name}: mask kernel was never fitted to it; run ic-jax calibrate")
     measured = "clean_error" in model.calibration
     if settings.clean_error == "measured" and not measured:
         raise InputError(f"{model.name}: its clean error was never measured; run ic-jax calibrate")
@@ -252,6 +254,12 @@ def check(settings: Settings) -> None:
             raise InputError(
                 f"--consistency {settings.consistency} has no --{option}; leave it out"
             )
+    windowed = settings.guided_from < 1 or settings.guided_to > 0 or settings.refresh_at is not None
+    if windowed and not METHODS[settings.consistency].trajectory:
+        raise InputError(
+            f"--consistency {settings.consistency} has no noisy trajectory;"
+            " leave --guided-from, --guided-to and --refresh-at out"
+        )
     if settings.guided_from < settings.guided_to:
         raise InputError("--guided-from is below --guided-to; give the higher noise level first")
 

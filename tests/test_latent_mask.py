@@ -21,6 +21,7 @@ from ic_jax.latent_mask import (
     coverage,
     downsample,
     encoded,
+    fitting,
     frame_groups,
     jacobian,
     kernel,
@@ -282,3 +283,11 @@ def test_masks_are_named_constructions():
     assert MASKS["encoded"] is encoded and MASKS["response"] is response
     assert MASKS["jacobian"] is jacobian and MASKS["kernel"] is kernel
     assert all(MASKS[how].func is downsample for how in ("nearest", "mean", "min"))
+
+
+@pytest.mark.parametrize("shape", [LATENT[1:], (2, *LATENT[1:]), (*LATENT[:3], 2)])
+def test_a_mask_of_another_shape_is_refused_in_one_line(measurement, shape):
+    good = LatentMask(jnp.ones((*LATENT[:3], 1)), jnp.zeros(LATENT))
+    assert fitting(good, measurement.latent, "mine") is good
+    with pytest.raises(InputError, match=r"^latent mask 'mine': its variance is \(.*the latent"):
+        fitting(good._replace(variance=jnp.zeros(shape)), measurement.latent, "mine")

@@ -27,7 +27,7 @@ from functools import partial
 from .colours import encoded, probes
 from .contents import CONTENTS, response
 from .linear import jacobian
-from .mask import Encode, LatentMask, MaskConstruction, Measurement, Operator
+from .mask import Encode, LatentMask, MaskConstruction, Measurement, Operator, fitting
 from .offline import KERNEL, kernel
 from .shares import coverage, downsample, frame_groups
 
@@ -43,6 +43,7 @@ __all__ = [
     "coverage",
     "downsample",
     "encoded",
+    "fitting",
     "frame_groups",
     "jacobian",
     "kernel",
