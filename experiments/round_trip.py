@@ -44,10 +44,10 @@ def with_made_up_depth(clip: Float[Array, "t h w 3"], number: int) -> Footage:
 
     Inverse depth, and the camera, stand still: a slanted and gently rolling background, nearer at
     the bottom, before which smooth islands stand at about half its distance. A warp by it tears
-    holes of real outlines, both at the frame's rim and beside the islands, though not along the
-    clip's own edges; since the clip itself is the truth, that costs no correctness. It does cost
-    the fill from other frames, which believes in the surface: of a clip that moves, it copies
-    what has moved on.
+    holes at the frame's rim and beside the islands, as any warp does, though not along the clip's
+    own edges. The clip itself is the truth, so nothing is measured wrongly for that; but the fill
+    from other frames believes in the surface, and from a clip that moves it copies what has
+    moved on.
     """
     frames, height, width, _ = clip.shape
     rng = np.random.default_rng(number)
@@ -66,17 +66,16 @@ def round_trip(footage: Footage, number: int) -> Scene:
     """There and back by the `number`-th of the cameras in turn.
 
     Of six amounts, the one whose holes come nearest to a wanted share is taken; that share runs
-    through 6 to 28 % in an order without pattern, and every fourth frame is judged.
+    through 6 to 28 % in an order without pattern.
     """
     name = CAMERAS[number % len(CAMERAS)]
-    some = jax.tree.map(lambda leaf: leaf[::4], footage)
     amounts = TRAJECTORIES[name].amount * np.array(MULTIPLES)
     targets = [_moved(footage, name, amount) for amount in amounts]
-    sparse = [jax.tree.map(lambda leaf: leaf[::4], target) for target in targets]
-    holes = np.array([1 - float(there_and_back(some, t).operator.visible.mean()) for t in sparse])
-    golden = (number * 0.618034) % 1
+    visible = [there_and_back(footage, target).operator.visible.mean() for target in targets]
+    golden = (number * 0.618034) % 1  # low-discrepancy: every run of numbers covers the range
     wanted = SMALLEST_HOLES + golden * (LARGEST_HOLES - SMALLEST_HOLES)
-    return there_and_back(footage, targets[np.argmin(np.abs(holes - wanted))])
+    best = np.argmin(np.abs(1 - np.array(visible) - wanted))
+    return there_and_back(footage, targets[best])
 
 
 @jax.jit

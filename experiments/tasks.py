@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -115,9 +116,10 @@ def reprojection(
             footage = with_made_up_depth(_floats(read_frames(file, sizes)), number)
         else:
             shot = read_shot(file, sizes)
-            depth = jnp.asarray(shot.depth)
-            keep = depth_edges(depth) & jnp.asarray(shot.keep)
-            footage = Footage(_floats(shot.frames), depth, shot.source, keep)
+            known = shot.depth, shot.source, shot.keep
+            depth, camera, keep = jax.tree.map(jnp.asarray, known)
+            keep &= depth_edges(depth)
+            footage = Footage(_floats(shot.frames), depth, camera, keep)
     scene = round_trip(footage, number)
     return Task(f"reprojection-{number:04d}-{source}", scene, footage.clip, caption)
 
