@@ -24,6 +24,8 @@ from .models.variants import Variant
 from .pipeline import Observation, Scene, Settings, observe
 
 BOXES = 3
+# Mean squared differences below it are those of float32.
+ROUNDING = 1e-9
 
 
 class MaskError(NamedTuple):
@@ -96,12 +98,13 @@ def response_scale(errors: Sequence[MaskError]) -> float:
     Raises:
         InputError: no hole could make a difference, as in clips of one colour.
     """
-    actual = predicted = 0.0
+    actual = predicted = total = 0.0
     for error in errors:
         weight = (error.coverage > 0.5) / (1 + error.predicted)
+        total += weight.sum(dtype=float)
         actual += (weight * error.actual).sum(dtype=float)
         predicted += (weight * error.predicted).sum(dtype=float)
-    if predicted == 0:
+    if predicted <= ROUNDING * total:
         raise InputError("the clips show nothing that a hole could hide; give others")
     return float(actual / predicted)
 

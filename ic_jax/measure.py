@@ -21,7 +21,7 @@ from .video import to_float
 
 def measure(
     model: Model,
-    clips: Sequence[UInt8[np.ndarray, "t h w 3"]],
+    clips: Sequence[UInt8[np.ndarray, "_t _h _w 3"]],
     contexts: Float[Array, "n 2 l d"],
     *,
     seed: int = 0,

@@ -57,11 +57,16 @@ def load_model(path: str | Path = "nano") -> Model:
         InputError: a missing, truncated or foreign folder, or one of another model's shapes.
     """
     folder = find_model(path)
-    name, record = identify(folder)
+    return calibrated(load_uncalibrated(folder), identify(folder)[1], folder)
+
+
+def load_uncalibrated(path: str | Path) -> Model:
+    """`load_model`, but nothing is known of how wrong the model is."""
+    folder = find_model(path)
+    name, _ = identify(folder)
     sizes = variant(name)
-    from_record(record, folder, sizes.vae.latent_channels)  # before all the weights are read
     parts = _of_two_files(folder, sizes) if _is_two_files(folder) else _of_parts(folder, sizes)
-    return calibrated(Model(name, sizes, Weights(**parts), {}), record, folder)
+    return Model(name, sizes, Weights(**parts), {})
 
 
 def calibrated(model: Model, record: dict[str, Any], where: str | Path) -> Model:

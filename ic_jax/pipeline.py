@@ -170,9 +170,11 @@ def latent_mask(
 ) -> LatentMask:
     """How far to trust each latent, by the construction that `settings` names."""
     construct = MASKS[settings.latent_mask]
-    if settings.latent_mask == "response":
+    if settings.latent_mask in ("response", "response_open"):
         scale = 1.0 if settings.response_scale is None else settings.response_scale
         construct = partial(construct, scale=scale)
+    if settings.latent_mask == "kernel":
+        construct = partial(construct, weights=weights.calibration.kernel)
     return construct(operator, partial(_encode, sizes, weights), measurement, key)
 
 

@@ -16,7 +16,7 @@ from .. import delivery
 from ..calibration import check_replaceable, to_record
 from ..errors import InputError
 from ..measure import measure, steps
-from ..model import BUNDLED, find_model, identify, load_model
+from ..model import BUNDLED, find_model, identify, load_uncalibrated
 from ..model_folder import MANIFEST, new_calibration
 from ..models.variants import Variant, variant
 from ..output import replaced_file
@@ -60,7 +60,7 @@ class Calibrate:
         with self._destination(folder) as store:
             clips = [_beginning(path, sizes) for path in paths]
             contexts = _contexts(folder, sizes, prompts)
-            model = load_model(folder)._replace(variant=sizes)
+            model = load_uncalibrated(folder)._replace(variant=sizes)
             with progress_bar(steps(len(clips), self.draws)) as progress:
                 given = {"seed": self.seed, "draws": self.draws, "progress": progress}
                 scale, arrays = measure(model, clips, contexts, **given)
@@ -80,7 +80,7 @@ class Calibrate:
         error = arrays.clean_error
         half = float(error(jnp.float32(0.5)).mean())
         print(
-            f"on {len(clips)} clips: response scale {scale}; clean error {half:.2g} at half noise"
+            f"clips: {len(clips)}; response scale: {scale}; clean error at half noise: {half:.2g}"
         )
 
     def _check(self) -> None:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from .. import text
-from ..calibration import load_record
+from ..calibration import from_record, load_record
 from ..director import Footage, Take, check, direct, plan, resolve, timed
 from ..edit import Edit
 from ..errors import InputError
-from ..model import Model, calibrated, find_model, identify, load_model
+from ..model import Model, calibrated, find_model, identify, load_uncalibrated
 from ..models.variants import Variant, variant
 from ..pipeline import Settings
 from .console import note, progress_bar
@@ -73,16 +73,18 @@ class Generator:
         folder = find_model(self.model)
         name, record = identify(folder)
         sizes = variant(name).resized(self.frames, self.height, self.width)
-        if self.calibration is not None:
-            record = load_record(self.calibration, name, sizes.vae.latent_channels)
+        channels = sizes.vae.latent_channels
+        if self.calibration is None:
+            from_record(record, folder, channels)
+        else:
+            record = load_record(self.calibration, name, channels)
         with timed(seconds, "text"):
             told = self._told(folder, sizes)
         for line in told.cuts:
             note(line)
         with timed(seconds, "load model"):
-            model = load_model(folder)._replace(variant=sizes)
-            if self.calibration is not None:
-                model = calibrated(model, record, self.calibration)
+            model = load_uncalibrated(folder)._replace(variant=sizes)
+            model = calibrated(model, record, self.calibration or folder)
         settings = resolve(settings, model, isinstance(footage, Edit))
         with progress_bar(len(plan(model, footage)) * settings.steps) as progress:
             take = direct(model, settings, footage, told.context, seed=self.seed, progress=progress)

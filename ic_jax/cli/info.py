@@ -284,7 +284,12 @@ def _memory_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _calibration(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in values.items()) or "none; closed-form defaults are used"
+    """Numbers, the names of tables, and what all of it was measured on."""
+    named = {name: value for name, value in values.items() if name != "measured"}
+    parts = [f"{k} {v}" if isinstance(v, int | float) else k for k, v in named.items()]
+    clips = values.get("measured", {}).get("clips")
+    measured = "" if clips is None else f" (measured on {clips} of the user's clips)"
+    return ", ".join(parts) + measured if parts else "none; closed-form defaults are used"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
