@@ -6,7 +6,7 @@ from the same noise, so that differences between them are paired.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from experiments.clip_files import ClipFile
 from experiments.metrics import regions, residual, scores
 from experiments.tasks import TASKS, Task
 from ic_jax import pipeline
@@ -43,11 +44,14 @@ _PLAIN = Settings(latent_mask="mean")
 class Laboratory:
     """A model, the tasks it is tried on, and everything it has scored so far."""
 
-    def __init__(self, model: str | Path, data: Path):
+    def __init__(
+        self, model: str | Path, data: Path, clips: Sequence[ClipFile] | None = None
+    ):
+        self.clips = clips
         self.folder = find_model(model)
         self.model: Model = load_model(model)
         self.data = data
-        self.kept = data / "laboratory" / digest(self.model)
+        self.kept = data / "laboratory" / digest(self.model, clips)
         self.kept.mkdir(parents=True, exist_ok=True)
         self.task = lru_cache(64)(self.task)
         self.observed = lru_cache(64)(self.observed)
@@ -69,7 +73,7 @@ class Laboratory:
     # The steps ------------------------------------------------------------------------
 
     def task(self, kind: str, number: int) -> Task:
-        return TASKS[kind](self.model.variant, self.data, number)
+        return TASKS[kind](self.model.variant, self.data, number, self.clips)
 
     def observed(self, kind: str, number: int) -> Observation:
         """Its mask is not yet the arm's."""
@@ -85,7 +89,7 @@ class Laboratory:
         operator = self.task(kind, number).scene.operator
         key = _key(kind, number)
         a, v = _mask(sizes, settings, weights, operator, observation.measurement, key)
-        if name == "response":
+        if name in ("response", "response_open"):
             v = self.model.calibration.get("response_scale", 1.0) * v
         shape = observation.measurement.latent.shape
         return LatentMask(jnp.broadcast_to(a, shape), jnp.broadcast_to(v, shape))
@@ -142,9 +146,9 @@ REFERENCES: dict[str, Callable[[Laboratory, Task, Observation], Array]] = {
 """Rows that no sampler takes part in."""
 
 
-def digest(model: Model) -> str:
-    """Changes with the weights, the sizes and the calibration."""
-    found = hashlib.sha256(repr((model.variant, sorted(model.calibration))).encode())
+def digest(model: Model, clips: Sequence[ClipFile] | None = None) -> str:
+    """Changes with the weights, the sizes, the calibration and the user's clips."""
+    found = hashlib.sha256(repr((model.variant, clips)).encode())
     found.update(json.dumps(model.calibration, sort_keys=True).encode())
     for leaf in jax.tree.leaves(model.weights):
         found.update(np.asarray(leaf).tobytes())

@@ -47,7 +47,7 @@ SHIPPED = "other frames"
 # The content of the hole decides; the others are the same for every fill.
 BY_FILL = ("response", "jacobian")
 # Made from the others' results, on the calibration half.
-FITTED = ("kernel",)
+FITTED = ("kernel", "response_open")  # from coverage, and from what the response says
 
 
 @dataclass
@@ -192,14 +192,16 @@ def study(found: dict[str, np.ndarray], how: str) -> Study:
     """One fill of what was measured."""
     names = (*(name for name in MASKS if name not in FITTED), "oracle")
     error = found[f"error/{how}"]
+    masks = {
+        name: LatentMask(found[f"coverage/{how}/{name}"], found[f"variance/{how}/{name}"])
+        for name in names
+    }
+    a, v = masks["response"]
     return Study(
         truth=found["truth"],
         error=error,
         priors={sigma: found[f"prior/{sigma}"] for sigma in SIGMAS},
-        masks={
-            name: LatentMask(found[f"coverage/{how}/{name}"], found[f"variance/{how}/{name}"])
-            for name in names
-        },
+        masks=masks | {"response_open": LatentMask(np.minimum(2 * a, 1), v)},
         visible=found["visible"],
         distance=_distance(found["visible"], error.shape),
     )

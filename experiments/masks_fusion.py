@@ -10,7 +10,7 @@ from ic_jax.kernel_fit import fit_kernel
 from ic_jax.latent_mask import LatentMask, Measurement, kernel
 from ic_jax.sampling.consistency import unit_gaussian
 
-WITH_VARIANCE = ("probes", "response", "jacobian", "kernel")
+WITH_VARIANCE = ("probes", "response", "response_open", "jacobian", "kernel")
 WHITE = (0.1, 0.3, 0.6, 1.0)  # r: how wrong an estimate with white error may be
 SIGMAS = (0.3, 0.6, 0.9)  # noise levels at which the generator's own estimate is taken
 # Variances below it change no weight of an estimate that is wrong by 0.1 or more.
@@ -18,11 +18,11 @@ SMALLEST = 1e-4
 
 NO_PRIOR, NO_MEASUREMENT = "measurement alone", "estimate alone"
 ONE_CHANNEL = "response, one channel"
-HALF_GATE, NO_GATE = "response, gate min(1, 2a)", "response, no gate"
+NO_GATE = "response, no gate"
 FIXED, GAUSSIAN = "response, best fixed weight", "response, r² of a unit Gaussian"
 COVERAGE, ENCODED = ("nearest", "mean", "min"), ("encoded",)
 DECODED = (
-    NO_MEASUREMENT, NO_PRIOR, *COVERAGE, *ENCODED, *WITH_VARIANCE, ONE_CHANNEL, HALF_GATE, NO_GATE,
+    NO_MEASUREMENT, NO_PRIOR, *COVERAGE, *ENCODED, *WITH_VARIANCE, ONE_CHANNEL, NO_GATE,
     "oracle",
 )  # fmt: skip
 
@@ -74,7 +74,6 @@ class Calibration(NamedTuple):
             NO_PRIOR: lambda study, prior: np.ones_like(study.error),
             NO_MEASUREMENT: lambda study, prior: np.zeros_like(study.error),
             ONE_CHANNEL: by_mask("response", scale("response"), channels=False),
-            HALF_GATE: by_mask("response", scale("response"), gate=lambda a: np.minimum(2 * a, 1)),
             NO_GATE: by_mask("response", scale("response"), gate=np.ones_like),
             GAUSSIAN: in_closed_form("response", scale("response")),
         }

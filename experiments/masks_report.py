@@ -14,7 +14,6 @@ from experiments.masks_fusion import (
     DECODED,
     FIXED,
     GAUSSIAN,
-    HALF_GATE,
     NO_GATE,
     NO_MEASUREMENT,
     NO_PRIOR,
@@ -188,14 +187,14 @@ def predictions(known: list[Study], test: list[Study], calibration: Calibration,
 
 def white_table(some: list[Study], calibration: Calibration, how: str) -> dict[str, np.ndarray]:
     """Latent error of every weight, per case, with white errors."""
-    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, HALF_GATE, NO_GATE, "oracle"
+    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, NO_GATE, "oracle"
     found = {n: white_db(some, w) for n, w in calibration.arms(how, names).items()}
     return found | {FIXED: _best_fixed(lambda w: white_db(some, w), calibration, how)}
 
 
 def real_table(some: list[Study], calibration: Calibration, how: str) -> dict[str, np.ndarray]:
     """The same with the generator's."""
-    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, HALF_GATE, NO_GATE, GAUSSIAN, "oracle"
+    names = NO_MEASUREMENT, NO_PRIOR, *MASKS, ONE_CHANNEL, NO_GATE, GAUSSIAN, "oracle"
     priors = calibration.real()
     found = {n: real_db(some, w, priors) for n, w in calibration.arms(how, names).items()}
     return found | {FIXED: _best_fixed(lambda w: real_db(some, w, priors), calibration, how)}

@@ -3,12 +3,13 @@
 import numpy as np
 
 from experiments.intervals import bootstrap
-from experiments.masks_fusion import COVERAGE, FIXED, HALF_GATE, NO_GATE, ONE_CHANNEL
+from experiments.masks_fusion import COVERAGE, FIXED, NO_GATE, ONE_CHANNEL
 from ic_jax.latent_mask import MASKS
 
 IN_USE = "response"
 REGIONS = ("visible", "seam", "hole", "whole")  # as experiments.metrics.regions has them
-ENCODES = {"encoded": 3, "probes": 8, "response": 8, "jacobian": 8}  # others: none
+# Of the others, none.
+ENCODES = {"encoded": 3, "probes": 8, "response": 8, "response_open": 8, "jacobian": 8}
 
 Rows = list[list[str]]
 
@@ -66,7 +67,7 @@ def against(white, real, decoded, seconds) -> Rows:
     )
     rows = []
     others = (name for name in MASKS if name != IN_USE)
-    for name in (*others, ONE_CHANNEL, HALF_GATE, NO_GATE, "oracle"):
+    for name in (*others, ONE_CHANNEL, NO_GATE, "oracle"):
         cells = [judged(by[name] - by[IN_USE], "better", "worse") for by in (white, real)]
         cells += [judged(by[name] - by[IN_USE], "worse", "better") for by in (seam, whole)]
         encodes = str(ENCODES.get(name, 0)) if name in MASKS else ""

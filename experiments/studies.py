@@ -6,10 +6,10 @@
     python -m experiments.studies steps          # (e) quality against steps and cost
     python -m experiments.studies sweeps         # (f) gamma, windows, re-noising, refreshes
 
-`--method-file mine.py` runs a study with the methods that this file adds to METHODS, beside the
-default. The first three run the full grid on a few tasks, then the best of it on many others. Every score
+The first three run the full grid on a few tasks, then the best of it on many others. Every score
 is kept under --data and read again, so that a run that was cut off goes on where it stopped.
-Writes experiments/results/study_<name>.md, .json and .png.
+Writes experiments/results/study_<name>.md, .json and .png. `--method-file mine.py` compares the
+methods that this file adds to METHODS with the default, and nothing else.
 """
 
 import runpy
@@ -22,9 +22,11 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
+from experiments.clips_data import chosen
 from experiments.laboratory import REFERENCES, Laboratory
 from experiments.studies_report import Page, Scores, overall, write
 from experiments.tasks import TASKS
+from ic_jax.errors import InputError
 from ic_jax.latent_mask import MASKS
 from ic_jax.pipeline import Settings
 from ic_jax.sampling.methods import METHODS, options
@@ -51,6 +53,10 @@ class Arguments:
     """Tasks of the finalists, or of every arm where there is no grid; none is of the grid."""
     finalists: int = 8
     """Arms that go on to them, besides the default and the plain generator."""
+    clips: Path | None = None
+    """Folder of your own videos to study instead (see experiments.clips_data)."""
+    davis: Path | None = None
+    """Your copy of DAVIS 2017 to study instead."""
     method_file: Path | None = None
     """Python file that adds methods: they alone are compared with the default."""
     data: Path = Path(".data")
@@ -170,7 +176,8 @@ STUDIES: dict[str, Callable[[Laboratory, Arguments], Page]] = {
 
 
 def main(arguments: Arguments) -> None:
-    lab = Laboratory(arguments.model, arguments.data)
+    clips = chosen(arguments.clips, arguments.davis, arguments.data)
+    lab = Laboratory(arguments.model, arguments.data, clips)
     if arguments.method_file is None:
         page = STUDIES[arguments.study](lab, arguments)
     else:
@@ -181,4 +188,8 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    try:
+        main(tyro.cli(Arguments))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

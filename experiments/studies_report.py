@@ -129,7 +129,9 @@ def _known(scores: list[dict], name: str) -> bool:
 
 
 def _cell(scores: list[dict], name: str) -> str:
-    return COLUMNS[name][1].format(np.nanmean(figure(scores, name))) if _known(scores, name) else "–"
+    if not _known(scores, name):
+        return "–"
+    return COLUMNS[name][1].format(np.nanmean(figure(scores, name)))
 
 
 def _gains(page: Page) -> list[str]:

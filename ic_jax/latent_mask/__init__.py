@@ -58,6 +58,7 @@ MASKS: dict[str, MaskConstruction] = {
     "encoded": encoded,
     "probes": probes,
     "response": response,
+    "response_open": partial(response, opening=2.0),
     "jacobian": jacobian,
     "kernel": kernel,
 }
