@@ -46,7 +46,8 @@ def dps(pixels: Pixels, gamma: float = 1.0) -> Method:
 
     Chung et al., "Diffusion Posterior Sampling" (arXiv 2209.14687), algorithm 1: the
     gradient of the squared norm, divided by the norm, through model and decoder. γ is the
-    authors' ζ, 0.3 to 1 over their 1000 steps. Costs a decode, and both backwards, per step.
+    authors' ζ', about 1 with their 1000 steps; with fewer it acts less. Costs a decode, and
+    both backwards, per step.
     """
 
     def misfit(clean: Latent) -> Scalar:
