@@ -136,8 +136,8 @@ def test_the_bundled_model_is_calibrated_into_a_file(run, model, tmp_path):
     assert code == 0 and stdout.startswith("calibration in nano.json\n"), stderr
     record = json.loads((tmp_path / "nano.json").read_text())
     levels = np.array(record["clean_error"]["variance"]).mean(1)
-    # The more noise, the less it knows; up to all that there is to know, about.
-    assert (np.diff(levels) > 0).all() and 0 < record["response_scale"] < 2
+    # The more noise, the less it knows.
+    assert 0 < levels[1] < levels[LEVELS // 2] < levels[-1] and record["response_scale"] > 0
 
 
 def nothing(folder):
