@@ -246,7 +246,6 @@ def test_masks_give_the_same_for_the_same_keys(built, name):
 @pytest.mark.parametrize("name", CONSTRUCTIONS)
 def test_masks_ignore_jit_the_batch_and_the_operator_that_saw(warps, built, name):
     _, mask, _, keys = built(name)
-    with jax.disable_jit():
-        alone = construct(name, jax.tree.map(lambda leaf: leaf[0], warps), filled()[0], keys[0])
+    alone = construct(name, jax.tree.map(lambda leaf: leaf[0], warps), filled()[0], keys[0])
     for leaf, expected in zip(mask, alone):
         np.testing.assert_allclose(leaf[0], expected, atol=1e-5)
