@@ -40,10 +40,11 @@ from experiments.adherence_report import (
 from experiments.classifier import classify
 from experiments.edit_scenes import EditTask, edit_tasks
 from ic_jax.checkpoint import load
+from ic_jax.director import variance_scale
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Observation, Scene, Settings, begin, finish, observe, proceed
+from ic_jax.pipeline import Observation, Scene, Settings, finish, observe, sample
 from ic_jax.report import psnr_db
 from ic_jax.text import embed_prompts
 
@@ -85,18 +86,13 @@ class Judged(NamedTuple):
 # One edit -------------------------------------------------------------------------
 
 _observe = jax.jit(observe, static_argnames=("sizes", "settings"))
+_sample = jax.jit(sample, static_argnames=("sizes", "settings"))
 _finish = jax.jit(finish, static_argnames="sizes")
 
 
 @partial(jax.jit, static_argnames="sizes")
 def _round_trip(sizes, vae, clip: Float[Array, "t h w 3"]) -> Float[Array, "t h w 3"]:
     return wan_vae.decode(sizes.vae, vae, wan_vae.encode(sizes.vae, vae, clip[None]))[0]
-
-
-@partial(jax.jit, static_argnames=("sizes", "settings"))
-def _sample(sizes, settings, weights, context, observation: Observation, key):
-    state, levels = begin(sizes, settings, key)
-    return proceed(sizes, settings, "dit", weights, context, observation, state, levels)
 
 
 class Study(NamedTuple):
@@ -121,7 +117,7 @@ def see(study: Study, number: int) -> Source:
     sizes, weights, task = study.model.variant, study.model.weights, study.tasks[number]
     clip, keep = jnp.asarray(task.clip), jnp.asarray(~task.regenerate, jnp.float32)
     scene = Scene(clip, MaskOperator(keep))
-    settings = Settings(response_scale=study.model.calibration.get("response_scale", 1.0))
+    settings = Settings(variance_scale=variance_scale(study.model, "response"))
     observation = _observe(sizes, settings, weights, scene, scene, jax.random.key(number))
     trip = np.asarray(_round_trip(sizes, weights.vae, clip))
     return Source(observation, psnr_db(trip, task.clip, ~task.regenerate))

@@ -43,6 +43,7 @@ from experiments.spectrum import spectrum_distance_db
 from ic_jax import pipeline
 from ic_jax.checkpoint import load
 from ic_jax.composite import composite
+from ic_jax.director import variance_scale
 from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
 from ic_jax.model import BUNDLED, Model, find_model, load_model
@@ -155,9 +156,9 @@ def sample_arms(
     """Warp, fill and encode once; then one set of samples per mask and rule."""
     sizes, weights = model.variant, model.weights
     scene = Scene(view.clip, view.operator)
-    observation = _observe(sizes, Settings(response_scale=1.0), weights, scene, scene, key)
+    observation = _observe(sizes, Settings(), weights, scene, scene, key)
     # scaled out here, so that a new calibration compiles nothing anew
-    variance = model.calibration.get("response_scale", 1.0) * observation.mask.variance
+    variance = variance_scale(model, "response") * observation.mask.variance
     response = observation.mask._replace(variance=variance)
     measurement = observation.measurement
     context = embed_prompts(find_model(arguments.model), sizes, ["", view.caption]).context

@@ -306,6 +306,7 @@ def refined() -> list[Run]:
     renew = {"noise": "renew"}
     outer = [Run("bayes_dds", {}, steps, "bayes_dds") for steps in STEPS]
     outer += [Run("bayes_dds", renew, steps, "bayes_dds, renew") for steps in STEPS]
+    outer += [Run("bayes_draw", {}, steps, "bayes_draw") for steps in STEPS]
     return outer + [
         Run(name, {"inner": inner}, PRACTICAL_STEPS, name)
         for name in METHODS

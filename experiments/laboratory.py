@@ -21,6 +21,7 @@ from experiments.clip_files import ClipFile
 from experiments.metrics import regions, residual, scores
 from experiments.tasks import TASKS, Task
 from ic_jax import pipeline
+from ic_jax.director import variance_scale
 from ic_jax.latent_mask import LatentMask
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
@@ -85,12 +86,11 @@ class Laboratory:
         """As calibrated, of the latent's own shape."""
         sizes, weights = self.model.variant, self.model.weights
         observation = self.observed(kind, number)
-        settings = Settings(latent_mask=name, response_scale=1.0)
+        settings = Settings(latent_mask=name)
         operator = self.task(kind, number).scene.operator
         key = _key(kind, number)
         a, v = _mask(sizes, settings, weights, operator, observation.measurement, key)
-        if name in ("response", "response_open"):
-            v = self.model.calibration.get("response_scale", 1.0) * v
+        v = variance_scale(self.model, name) * v
         shape = observation.measurement.latent.shape
         return LatentMask(jnp.broadcast_to(a, shape), jnp.broadcast_to(v, shape))
 

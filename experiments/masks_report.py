@@ -68,7 +68,7 @@ def report(
     results.mkdir(parents=True, exist_ok=True)
     reliability(*visible_pairs(test[shipped], IN_USE), scale[shipped], results / "masks.png")
     raw = {
-        "response_scale": round(scale[shipped], 4),
+        "variance_scale": {n: round(s[shipped], 4) for n, s in calibration.scales.items()},
         "scales_by_fill": calibration.scales,
         "latent_mse_by_distance": contamination,
         "prediction": prediction,

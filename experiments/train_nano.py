@@ -6,7 +6,7 @@
 
 Each stage resumes from its own checkpoints under `--data` and says what it reached. The latents
 that `dit` learns are encoded when it first starts: after more steps of `vae`, remove
-`.data/latents.npy` and `.data/checkpoints/dit`, and let experiments.masks calibrate again.
+`.data/latents.npy` and `.data/checkpoints/dit`. After `export`, experiments.calibrate_nano.
 The generator learns plain text-to-video: it never sees a hole, a mask or a warp. Its loss counts
 more where objects are, for they are a sixth of a frame and nearly all that its caption is about.
 It sees whole clips, beginnings of clips and stills alike: what a word looks like is learned from
@@ -332,16 +332,8 @@ def train_dit(options: Options) -> None:
     train(options, params, dit_loss, batches)
 
 
-def calibration() -> dict[str, float]:
-    """What experiments/masks.py measured about the autoencoder; empty before it has run."""
-    study = Path(__file__).parent / "results" / "masks.json"
-    if not study.exists():
-        return {}
-    return {"response_scale": json.loads(study.read_text())["response_scale"]}
-
-
 def export(options: Options) -> None:
-    """Both stages to ic_jax/nano, in bfloat16, with what is known about them."""
+    """Both stages to ic_jax/nano, in bfloat16; `experiments.calibrate_nano` measures them next."""
     half = lambda tree: jax.tree.map(lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16)), tree)
     vae, _ = load(options.data / "vae.safetensors")
     stages = {name: trained(options, name) for name in ("vae", "dit")}
@@ -351,7 +343,7 @@ def export(options: Options) -> None:
             name: {"steps": run["step"], "minutes": round(run["seconds"] / 60)}
             for name, run in stages.items()
         },
-        "calibration": calibration(),
+        "calibration": {},
     }
     save(BUNDLED / "vae.safetensors", half(vae), record)
     save(BUNDLED / "generator.safetensors", half(stages["dit"]["params"]), record)

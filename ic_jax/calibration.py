@@ -2,7 +2,7 @@
 
 As the record in a model's manifest, or in a file of its own (`ic-jax calibrate --out`):
 
-    {"response_scale": 0.21,
+    {"variance_scale": {"response": 0.21, ...},
      "clean_error": {"sigma": [n levels], "variance": [n levels][c channels]},
      "kernel": [kt][kh][kw][c],
      "measured": {"variant": ..., "clips": ..., "seed": ..., "versions": ..., ...}}
@@ -106,9 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _checked(record: Mapping[str, Any], channels: int) -> Calibration:
     """Raises ValueError and its like with what is wrong."""
-    scale = record.get("response_scale", 1.0)
-    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
-        raise ValueError("response_scale is no number of 0 or more")
+    for mask, scale in record.get("variance_scale", {}).items():
+        if not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"variance_scale of {mask} is no number of 0 or more")
     error, kernel = record.get("clean_error"), record.get("kernel")
     if error is not None:
         error = CleanError(_levels(error["sigma"]), _variances(error["variance"], 2, channels))

@@ -92,7 +92,7 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
         "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
         "shift": sizes.shift,
         "clean_error": "measured" if measured else "gaussian",
-        "response_scale": model.calibration.get("response_scale", 1.0),
+        "variance_scale": variance_scale(model, settings.latent_mask),
         "composite": sizes.composite and not editing,
     }
     if editing and sizes.edit_guidance_scale is not None:
@@ -101,6 +101,11 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
         recommended["guidance_scale_low"] = pipeline.guidance_scale(sizes, settings, "dit_low")
     unset = {n: value for n, value in recommended.items() if getattr(settings, n) is None}
     return replace(settings, **unset)
+
+
+def variance_scale(model: Model, mask: str) -> float:
+    """What calibration says of this mask's error variance; 1 where it says nothing."""
+    return model.calibration.get("variance_scale", {}).get(mask, 1.0)
 
 
 def plan(model: Model, footage: Footage) -> list[range]:
@@ -240,7 +245,7 @@ def check(settings: Settings) -> None:
         "guided_to": (0, 1),
         "refresh_at": (0, 1),
         "renoise": (0, 1),
-        "response_scale": (0, 1e6),
+        "variance_scale": (0, 1e6),
     }
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)

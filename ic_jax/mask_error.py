@@ -21,9 +21,11 @@ from .latent_mask import coverage
 from .model import Weights
 from .models import wan_vae
 from .models.variants import Variant
-from .pipeline import Observation, Scene, Settings, observe
+from .pipeline import Observation, Scene, Settings, latent_mask, observe
 
 BOXES = 3
+# Masks with a variance of their own; the kernel's is fitted to errors, and needs no scale.
+ASKED = ("probes", "response", "jacobian")
 # Mean squared differences below it are those of float32.
 ROUNDING = 1e-9
 
@@ -32,8 +34,8 @@ class MaskError(NamedTuple):
     """Of one clip, in squared latent units."""
 
     coverage: Float[np.ndarray, "t h w 1"]
-    predicted: Float[np.ndarray, "t h w c"]
-    """The response mask's v, its scale 1."""
+    predicted: dict[str, Float[np.ndarray, "t h w c"]]
+    """Each mask's v, as it is before any calibration."""
     actual: Float[np.ndarray, "t h w c"]
     """(E(filled) - E(whole))²."""
 
@@ -69,27 +71,32 @@ def observe_with_holes(
     clip: Float[Array, "t h w 3"],
     seen: Bool[Array, "t h w"],
     key: PRNGKeyArray,
-) -> tuple[Observation, Float[Array, "t2 h2 w2 c"]]:
-    """What the pipeline observes of a clip of which `seen` is left, and the whole clip's latent.
+) -> tuple[Observation, MaskError, Float[Array, "t2 h2 w2 c"]]:
+    """What the pipeline observes of a clip of which `seen` is left, its error, and the truth.
 
     A warp from a camera to itself loses the rest, so that holes are filled as in `recapture`:
-    from other frames first. The mask is the response, its scale 1.
+    from other frames first. Costs 26 encodes of the clip, the Jacobian's counted twice.
     """
     frames, height, width = seen.shape
     still = jnp.broadcast_to(jnp.eye(4), (frames, 4, 4))
     lens = jnp.broadcast_to(intrinsics_from_fov(60.0, height, width), (frames, 3, 3))
-    observation = _observe(sizes, weights, clip, seen, Camera(still, lens), key)
-    return observation, _encode(sizes, weights, clip)
+    operator, observation = _observe(sizes, weights, clip, seen, Camera(still, lens), key)
+    y = observation.measurement
+    predicted = {name: _variance(sizes, name, weights, operator, y, key) for name in ASKED}
+    latent = _encode(sizes, weights, clip)
+    error = MaskError(
+        coverage(observation.visible, latent.shape), predicted, (y.latent - latent) ** 2
+    )
+    return observation, jax.device_get(error), latent
 
 
-def mask_error(observation: Observation, latent: Float[Array, "t h w c"]) -> MaskError:
-    """Predicted and actual error of `observe_with_holes`."""
-    share = coverage(observation.visible, latent.shape)
-    actual = (observation.measurement.latent - latent) ** 2
-    return MaskError(*jax.device_get((share, observation.mask.variance, actual)))
+def variance_scales(errors: Sequence[MaskError]) -> dict[str, float]:
+    """`variance_scale` of every mask that has one. Raises as it does."""
+    scales = {name: variance_scale(errors, name) for name in ASKED}
+    return scales | {"response_open": scales["response"]}  # another gate, the same variance
 
 
-def response_scale(errors: Sequence[MaskError]) -> float:
+def variance_scale(errors: Sequence[MaskError], mask: str) -> float:
     """Actual over predicted error, of all latents whose own pixels are mostly seen.
 
     A ratio of means in which every latent is weighed by 1 / (1 + v): errors beyond a unit
@@ -100,22 +107,28 @@ def response_scale(errors: Sequence[MaskError]) -> float:
     """
     actual = predicted = total = 0.0
     for error in errors:
-        weight = (error.coverage > 0.5) / (1 + error.predicted)
+        v = error.predicted[mask]
+        weight = (error.coverage > 0.5) / (1 + v)
         total += weight.sum(dtype=float)
         actual += (weight * error.actual).sum(dtype=float)
-        predicted += (weight * error.predicted).sum(dtype=float)
+        predicted += (weight * v).sum(dtype=float)
     if predicted <= ROUNDING * total:
         raise InputError("the clips show nothing that a hole could hide; give others")
     return float(actual / predicted)
 
 
 @partial(jax.jit, static_argnums=0)
-def _observe(sizes: Variant, weights: Weights, clip, seen, camera: Camera, key) -> Observation:
+def _observe(sizes: Variant, weights: Weights, clip, seen, camera: Camera, key):
     depth = jnp.ones_like(seen, jnp.float32)
     operator = warp_operator(depth, camera, camera, keep=seen, edges=False)
     scene = Scene(clip, operator)
-    settings = Settings(latent_mask="response", response_scale=1.0)
-    return observe(sizes, settings, weights, scene, scene, key)
+    return operator, observe(sizes, Settings(latent_mask="mean"), weights, scene, scene, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _variance(sizes: Variant, name: str, weights: Weights, operator, measurement, key):
+    settings = Settings(latent_mask=name)
+    return latent_mask(sizes, settings, weights, operator, measurement, key).variance
 
 
 # On its own: inlined once more beside the mask's encodes, it would be compiled once more.

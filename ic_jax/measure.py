@@ -12,7 +12,7 @@ from .calibration import Calibration
 from .clean_error import LEVELS, measure_clean_error
 from .director import Progress, resolve
 from .kernel_fit import fit_kernel
-from .mask_error import mask_error, observe_with_holes, random_holes, response_scale
+from .mask_error import observe_with_holes, random_holes, variance_scales
 from .model import Model
 from .models.variants import Variant
 from .pipeline import Settings
@@ -27,14 +27,14 @@ def measure(
     seed: int = 0,
     draws: int = 1,
     progress: Progress = lambda stage, steps: None,
-) -> tuple[float, Calibration]:
-    """The scale of the response mask's v, and the arrays of the calibration.
+) -> tuple[dict[str, float], Calibration]:
+    """The scale of every mask's v, and the arrays of the calibration.
 
     Of every clip the first window is used, and of its frames the largest part in the middle
     with the model's aspect: padding would be pixels that nobody can get wrong. A clip that is
     too short repeats its last frame. `contexts` embeds the [negative prompt, prompt] of each.
     An image model is told what `direct` would tell it: what the holes leave. Costs, per clip,
-    10 encodes and `draws` · LEVELS calls of the denoiser; `progress` hears of `steps`.
+    28 encodes and `draws` · LEVELS calls of the denoiser; `progress` hears of `steps`.
 
     Raises:
         InputError: clips in which holes make no difference.
@@ -46,12 +46,13 @@ def measure(
         clip = jnp.asarray(to_float(_window(frames, sizes)))
         holes = random_holes(np.random.default_rng((seed, index)), *clip.shape[:3])
         one = jax.random.fold_in(key, index)
-        observation, latent = observe_with_holes(sizes, weights, clip, jnp.asarray(~holes), one)
-        errors.append(mask_error(observation, latent))
+        seen = jnp.asarray(~holes)
+        observation, error, latent = observe_with_holes(sizes, weights, clip, seen, one)
+        errors.append(error)
         latents.append(latent)
         told.append(observation.conditioning)
         progress("encode", 1)
-    scale = response_scale(errors)
+    scales = variance_scales(errors)
     clean_error = measure_clean_error(
         sizes,
         resolve(Settings(), model),
@@ -64,7 +65,7 @@ def measure(
         progress=lambda done: progress("denoise", done),
     )
     kernel = fit_kernel([e.coverage for e in errors], [e.actual for e in errors])
-    return scale, Calibration(clean_error, jnp.asarray(kernel))
+    return scales, Calibration(clean_error, jnp.asarray(kernel))
 
 
 def _window(frames: UInt8[np.ndarray, "n H W 3"], sizes: Variant) -> UInt8[np.ndarray, "t h w 3"]:

@@ -44,7 +44,7 @@ class Model(NamedTuple):
     variant: Variant
     weights: Weights
     calibration: dict[str, Any]
-    """As stored: `response_scale`, the scale of v (latent_mask.response), and `Calibration`'s."""
+    """As stored: `variance_scale`, the scale of each mask's v, and `Calibration`'s."""
 
 
 def load_model(path: str | Path = "nano") -> Model:

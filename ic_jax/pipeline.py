@@ -23,7 +23,7 @@ from .conditioning import condition
 from .fill import fill
 from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
-from .latent_mask import MASKS, Encode, LatentMask, Measurement, Operator
+from .latent_mask import MASKS, Encode, LatentMask, Measurement, Operator, fitting
 from .model import Weights
 from .models import wan_vae
 from .models.clip_vision import encode_image
@@ -73,8 +73,8 @@ class Settings:
     """Shift of the noise levels: larger spends more steps on noise."""
     renoise: float = 0.0
     """Share of the noise drawn anew at every step, in [0, 1]; costs unipc and dpmpp_2m an order."""
-    response_scale: float | None = None
-    """Scale of the error variance of the response mask."""
+    variance_scale: float | None = None
+    """Factor on the error variance of the latent mask; without it, as calibrated for the mask."""
     conditioning: bool = True
     """Tell an image model what was observed through its own inputs as well."""
     composite: bool | None = None
@@ -127,7 +127,7 @@ def recapture(
     """The clip from the new camera, or edited, in [-1, 1], as decoded.
 
     `context` embeds [negative prompt, prompt] (see `text`). `director.resolve` puts the model's
-    calibrated `response_scale` into `settings`; left at None it is 1 here. `settings.composite`
+    calibrated `variance_scale` into `settings`; left at None it is 1 here. `settings.composite`
     is for `director.direct`, which has the clip's own size.
     """
     mask_key, noise_key = jax.random.split(key)
@@ -169,13 +169,13 @@ def latent_mask(
     key: PRNGKeyArray,
 ) -> LatentMask:
     """How far to trust each latent, by the construction that `settings` names."""
-    construct = MASKS[settings.latent_mask]
-    if settings.latent_mask in ("response", "response_open"):
-        scale = 1.0 if settings.response_scale is None else settings.response_scale
-        construct = partial(construct, scale=scale)
-    if settings.latent_mask == "kernel":
+    name = settings.latent_mask
+    construct = MASKS[name]
+    if name == "kernel":
         construct = partial(construct, weights=weights.calibration.kernel)
-    return construct(operator, partial(_encode, sizes, weights), measurement, key)
+    mask = construct(operator, partial(_encode, sizes, weights), measurement, key)
+    a, v = fitting(mask, measurement.latent, name)
+    return LatentMask(a, v if settings.variance_scale is None else settings.variance_scale * v)
 
 
 def _conditioning(

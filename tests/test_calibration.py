@@ -22,11 +22,11 @@ from ic_jax.clean_error import LEVELS, measure_clean_error
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import LatentMask
 from ic_jax.mask_error import (
+    ASKED,
     MaskError,
-    mask_error,
     observe_with_holes,
     random_holes,
-    response_scale,
+    variance_scale,
 )
 from ic_jax.model import Weights
 from ic_jax.pipeline import Conditioning, Settings
@@ -150,33 +150,36 @@ def test_the_scale_is_found_where_the_pixels_were_seen():
     actual = (0.3 * v * rng.chisquare(1, v.shape)).astype(np.float32)
     share = np.ones((2, 20, 20, 1), np.float32)
     share[:, :5], actual[:, :5] = 0.4, 1e6
-    assert response_scale([MaskError(share, v, actual)] * 2) == pytest.approx(0.3, rel=0.1)
+    errors = [MaskError(share, {"mine": v}, actual)] * 2
+    assert variance_scale(errors, "mine") == pytest.approx(0.3, rel=0.1)
 
 
 def test_clips_that_hide_nothing_are_refused():
     empty = np.zeros((1, 2, 2, 3), np.float32)
     with pytest.raises(InputError, match="show nothing that a hole could hide"):
-        response_scale([MaskError(empty[..., :1] + 1, empty, empty)])
+        variance_scale([MaskError(empty[..., :1] + 1, {"mine": empty}, empty)], "mine")
 
 
 def test_a_measurement_is_wrong_because_of_holes_alone():
     weights = tiny_weights()
     clip = jax.random.uniform(KEY, (TINY.frames, TINY.height, TINY.width, 3), minval=-1)
     everything = jnp.ones(clip.shape[:3], bool)
-    whole = mask_error(*observe_with_holes(TINY, weights, clip, everything, KEY))
+    _, whole, _ = observe_with_holes(TINY, weights, clip, everything, KEY)
     np.testing.assert_allclose(whole.actual, 0, atol=1e-9)
     np.testing.assert_array_equal(whole.coverage, 1)
-    part = mask_error(
-        *observe_with_holes(TINY, weights, clip, everything.at[:, :8, :8].set(False), KEY)
-    )
-    assert part.actual[:, 0, 0].mean() > 1e-4 and part.predicted[:, 0, 0].mean() > 1e-4
+    seen = everything.at[:, :8, :8].set(False)
+    observation, part, latent = observe_with_holes(TINY, weights, clip, seen, KEY)
+    apart = observation.measurement.latent - latent
+    np.testing.assert_allclose(part.actual, apart**2, atol=1e-6)
+    assert part.actual[:, 0, 0].mean() > 1e-4 and set(part.predicted) == set(ASKED)
+    assert all(v[:, 0, 0].mean() > 1e-4 for v in part.predicted.values())
     assert part.coverage.shape[-1] == 1 and part.coverage[0, 0, 0, 0] == 0
 
 
 # The record -----------------------------------------------------------------------
 
 RECORD = {
-    "response_scale": 0.25,
+    "variance_scale": {"response": 0.25},
     "clean_error": {"sigma": [0.0, 0.5, 1.0], "variance": [[0.0, 0.0], [0.1, 0.2], [1.0, 1.5]]},
     "kernel": np.full((1, 2, 3, 2), 0.5).tolist(),
     "measured": {"variant": "nano", "clips": 3},
@@ -212,8 +215,11 @@ def changed(**parts):
         (RECORD | {"clean_error": [1.0]}, "list indices"),
         (RECORD | {"kernel": [[[[1.0, float("inf")]]]]}, "not finite"),
         (RECORD | {"kernel": [1.0, 2.0]}, "shape"),
-        (RECORD | {"response_scale": -1.0}, "response_scale is no number"),
-        (RECORD | {"response_scale": "big"}, "response_scale is no number"),
+        (
+            RECORD | {"variance_scale": {"response": -1.0}},
+            "variance_scale of response is no number",
+        ),
+        (RECORD | {"variance_scale": {"response": "big"}}, "of response is no number"),
     ],
 )
 def test_an_unfit_record_is_refused_and_its_file_named(record, said):

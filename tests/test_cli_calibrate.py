@@ -76,7 +76,9 @@ def test_a_calibration_is_measured_kept_used_and_replaced(run, model, tmp_path):
     before = contents(model)
     code, stdout, stderr = run(*CALIBRATE)
     assert code == 0, stderr
-    assert stdout.startswith("calibration in model/manifest.json\nclips: 2; response scale: 0.")
+    assert stdout.startswith(
+        "calibration in model/manifest.json\nclips: 2; clean error at half noise: "
+    )
     assert "run.mp4: 5 frames; the last one is repeated up to 9" in stderr
 
     manifest, was = model / "manifest.json", json.loads(before[model / "manifest.json"])
@@ -87,8 +89,8 @@ def test_a_calibration_is_measured_kept_used_and_replaced(run, model, tmp_path):
     assert record | {"calibration": {}} == was and list(record) == list(was)
 
     found = record["calibration"]
-    assert set(found) == {"response_scale", "clean_error", "kernel", "measured"}
-    assert found["response_scale"] > 0
+    assert set(found) == {"variance_scale", "clean_error", "kernel", "measured"}
+    assert found["variance_scale"]["response"] > 0
     sigma, variance = found["clean_error"]["sigma"], np.array(found["clean_error"]["variance"])
     assert (sigma[0], sigma[-1]) == (0, 1) and variance.shape == (LEVELS + 1, CHANNELS)
     assert not variance[0].any() and (variance[1:] > 0).all()
@@ -99,7 +101,7 @@ def test_a_calibration_is_measured_kept_used_and_replaced(run, model, tmp_path):
 
     frames, result = recapture(run, tmp_path / "measured")
     assert result["settings"]["clean_error"] == "measured"
-    assert result["settings"]["response_scale"] == found["response_scale"]
+    assert result["settings"]["variance_scale"] == found["variance_scale"]["response"]
     closed, result = recapture(run, tmp_path / "closed", "--clean-error", "gaussian")
     assert result["settings"]["clean_error"] == "gaussian"
     assert (frames != closed).any()
@@ -114,7 +116,7 @@ def test_a_calibration_is_measured_kept_used_and_replaced(run, model, tmp_path):
     assert code == 0 and "in place of an earlier one" in stdout, stderr
     again = json.loads(manifest.read_text())["calibration"]
     # The same holes and noises; another prompt for the denoiser alone.
-    assert again["response_scale"] == found["response_scale"]
+    assert again["variance_scale"] == found["variance_scale"]
     assert again["kernel"] == found["kernel"] and again["clean_error"] != found["clean_error"]
     assert again["measured"]["prompts"] == 1
 
@@ -137,7 +139,10 @@ def test_the_bundled_model_is_calibrated_into_a_file(run, model, tmp_path):
     record = json.loads((tmp_path / "nano.json").read_text())
     levels = np.array(record["clean_error"]["variance"]).mean(1)
     # The more noise, the less it knows.
-    assert 0 < levels[1] < levels[LEVELS // 2] < levels[-1] and record["response_scale"] > 0
+    assert (
+        0 < levels[1] < levels[LEVELS // 2] < levels[-1]
+        and record["variance_scale"]["response"] > 0
+    )
 
 
 def nothing(folder):

@@ -177,7 +177,10 @@ def test_a_converted_folder_tells_where_it_came_from(tmp_path):
         components = {"dit": part | {"sources": sources, "tensors": tensors}}
         manifest = {"variant": "Wan2.1-T2V-1.3B", "components": components}
         loras = [{"file": "style.safetensors", "bytes": 9, "sha256": "0" * 64}]
-        write_manifest(folder, manifest | {"loras": loras, "calibration": {"response_scale": 0.5}})
+        write_manifest(
+            folder,
+            manifest | {"loras": loras, "calibration": {"variance_scale": {"response": 0.5}}},
+        )
     record = describe(str(tmp_path / "model"), 17, 64, 96)
     dit = record["components"]["dit"]
     assert dit["files"] == ["shard-1.safetensors", "shard-2.safetensors"]
@@ -186,7 +189,11 @@ def test_a_converted_folder_tells_where_it_came_from(tmp_path):
     assert dit["bytes"] == sum(on_disk) > 0
     assert record["latent"] == [5, 8, 12, 16] and record["tokens"] == 5 * 4 * 6
     shown = as_table(record)
-    for text in ("diffusers: 2 files, shard-1.safetensors ...", "style.safetensors", "scale 0.5"):
+    for text in (
+        "diffusers: 2 files, shard-1.safetensors ...",
+        "style.safetensors",
+        "calibration: variance_scale",
+    ):
         assert text in shown
     assert record["memory"]["host"] == {} and "umt5" not in shown
 

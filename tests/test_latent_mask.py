@@ -195,8 +195,8 @@ def test_response_follows_the_leak_into_later_latents_only(built):
 
 def test_response_is_a_second_moment_about_the_measurement_in_use(measurement):
     off = measurement._replace(latent=measurement.latent + 0.5)
-    mask = response(Seen(jnp.ones((FRAMES, HEIGHT, WIDTH))), encode, off, KEY, fills=2, scale=3.0)
-    np.testing.assert_allclose(mask.variance, 3 * 0.5**2, rtol=1e-4)
+    mask = response(Seen(jnp.ones((FRAMES, HEIGHT, WIDTH))), encode, off, KEY, fills=2)
+    np.testing.assert_allclose(mask.variance, 0.5**2, rtol=1e-4)
 
 
 def test_response_and_jacobian_depend_on_their_key_and_the_others_do_not(built):

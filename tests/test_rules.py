@@ -17,6 +17,7 @@ from ic_jax.sampling.projections import (
     trimmed,
 )
 from ic_jax.sampling.renewals import (
+    bayes_draw,
     diffpir,
     flowdps,
     flower,
@@ -333,3 +334,18 @@ def test_weighted_says_what_it_does():
     np.testing.assert_allclose(
         corrected(half, mask(0.5), y).clean, 0.8 * p.clean + 0.2 * y, atol=1e-6
     )
+
+
+def test_a_draw_has_the_variance_of_the_models_own_error():
+    """Where nothing is observed, clean is spread by r², channel by channel."""
+    shape = 2, 32, 32, 2
+    variance = jnp.array([0.09, 1.0])
+    clean = jnp.zeros(shape)
+    mask = LatentMask(jnp.zeros(shape), jnp.zeros(shape))
+    level = Level(jnp.float32(0.5), jnp.float32(0.4), jnp.float32(500.0))
+    rule = bayes_draw(lambda sigma: variance)
+    drawn = rule(Prediction(clean, clean), clean + 5, mask, level, jax.random.key(3)).clean
+    np.testing.assert_allclose(drawn.var((0, 1, 2)), variance, rtol=0.1)
+    exact = LatentMask(jnp.ones(shape), jnp.zeros(shape))
+    held = rule(Prediction(clean, clean), clean + 5, exact, level, jax.random.key(3)).clean
+    np.testing.assert_allclose(held, 5, atol=1e-5)

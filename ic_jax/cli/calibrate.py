@@ -63,7 +63,7 @@ class Calibrate:
             model = load_uncalibrated(folder)._replace(variant=sizes)
             with progress_bar(steps(len(clips), self.draws)) as progress:
                 given = {"seed": self.seed, "draws": self.draws, "progress": progress}
-                scale, arrays = measure(model, clips, contexts, **given)
+                scales, arrays = measure(model, clips, contexts, **given)
             measured = {
                 "variant": name,
                 "clips": len(clips),
@@ -75,13 +75,12 @@ class Calibrate:
                 "seed": self.seed,
                 **delivery.environment(),
             }
-            scale = float(f"{scale:.4g}")
-            store({"response_scale": scale, **to_record(arrays), "measured": measured})
+            scales = {name: float(f"{scale:.4g}") for name, scale in scales.items()}
+            store({"variance_scale": scales, **to_record(arrays), "measured": measured})
         error = arrays.clean_error
         half = float(error(jnp.float32(0.5)).mean())
-        print(
-            f"clips: {len(clips)}; response scale: {scale}; clean error at half noise: {half:.2g}"
-        )
+        shown = ", ".join(f"{name} {scale}" for name, scale in scales.items())
+        print(f"clips: {len(clips)}; clean error at half noise: {half:.2g}; scales of v: {shown}")
 
     def _check(self) -> None:
         for option, least, most in (("draws", 1, 1000), ("seed", 0, 2**63 - 1)):

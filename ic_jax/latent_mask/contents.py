@@ -57,21 +57,21 @@ def response(
     key: PRNGKeyArray,
     *,
     fills: int = 8,
-    scale: float = 1.0,
     opening: float = 1.0,
 ) -> LatentMask:
     """How far the latent moves when the hole holds something else.
 
-    v is `scale` times the mean of (E(content k in the hole) - y)² over `fills` contents in
+    v is the mean of (E(content k in the hole) - y)² over `fills` contents in
     turn from `CONTENTS`: a second moment about the y in use, so that an unlucky fill counts
     as error too. Estimates the error's variance if the truth were as unlike the fill as these
-    contents are; a good fill is nearer, hence `scale`, calibrated once per model on clips whose
-    truth is known (experiments/masks.py). Costs `fills` encodes, one at a time.
+    contents are; a good fill is nearer, hence the scale of v that is calibrated once per model,
+    on clips whose truth is known. Costs `fills` encodes, one at a time.
 
     a is min(1, `opening` · mean coverage). At 1 a latent that is half seen is trusted by half at
     most, although v says already what the other half may cost; at 2 (`response_open`) such
-    latents are left to v, and the gate closes over what was hardly seen alone. Fails where contents and fill agree by accident, as in a clip of one colour, and
-    where the hidden part is like nothing else in the clip.
+    latents are left to v, and the gate closes over what was hardly seen alone. Fails where
+    contents and fill agree by accident, as in a clip of one colour, and where the hidden part
+    is like nothing else in the clip.
     """
     visible = operator.visible[..., None]
 
@@ -84,4 +84,4 @@ def response(
     which = jnp.arange(fills) % len(CONTENTS)
     errors = jax.lax.map(squared_error, (which, jax.random.split(key, fills)))
     a = jnp.minimum(1.0, opening * coverage(operator.visible, measurement.latent.shape))
-    return LatentMask(a, scale * errors.mean(0))
+    return LatentMask(a, errors.mean(0))

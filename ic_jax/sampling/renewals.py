@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ic_jax.latent_mask import LatentMask
 
-from .consistency import Consistency, Latent, dds, moved, unit_gaussian, weighted
+from .consistency import CleanVariance, Consistency, Latent, dds, moved, unit_gaussian, weighted
 from .denoiser import Prediction
 from .schedule import Level
 
@@ -88,24 +88,25 @@ def pnp_flow(rate: float = 1.0, power: float = 0.5) -> Consistency:
     return weighted(weight, "renew")
 
 
-def flower(spread: float = 0.0) -> Consistency:
+def flower(spread: float = 0.0, r2: CleanVariance = unit_gaussian) -> Consistency:
     """clean ← clean + h(r_σ²) (y - clean) + spread √(r_σ² (1 - h)) fresh, and all noise is fresh.
 
     Flower (arXiv 2509.26287): r_σ² is that of a unit Gaussian, σ_n² is our v, and `spread` is
     the paper's γ. At 0, its default, the estimate is the mean of clean given x and y; at 1 it
-    is a draw, and for a unit Gaussian the run is then exact at any number of steps.
+    is a draw, and for a unit Gaussian the run is then exact at any number of steps. Any other
+    `r2` is ours: see `bayes_draw`.
     """
 
     def rule(
         prediction: Prediction, y: Latent, mask: LatentMask, level: Level, key: PRNGKeyArray
     ) -> Prediction:
         noise_key, spread_key = jax.random.split(key)
-        r2 = unit_gaussian(level.sigma)
-        h = mask.weight(r2)
+        variance = r2(level.sigma)
+        h = mask.weight(variance)
         clean, noise = moved(prediction, h, y, level, "renew", noise_key)
         if spread:
             draw = jax.random.normal(spread_key, clean.shape)
-            clean = clean + spread * jnp.sqrt(r2 * (1 - h)) * draw
+            clean = clean + spread * jnp.sqrt(variance * (1 - h)) * draw
         return Prediction(clean, noise)
 
     return rule
@@ -114,6 +115,16 @@ def flower(spread: float = 0.0) -> Consistency:
 def flower_cov() -> Consistency:
     """Flower with its draws, which its authors call so."""
     return flower(spread=1.0)
+
+
+def bayes_draw(r2: CleanVariance = unit_gaussian) -> Consistency:
+    """`bayes_dds` with a draw where it has a mean: `flower_cov` for the model's own error r_σ².
+
+    Every step is an ancestral draw from the fused estimate, N(clean + h (y - clean), r_σ² (1-h)),
+    so errors that latents share are made anew and not carried along: on priors with strong
+    correlations it stays near the posterior, where `bayes_dds` does not (experiments/gaussian).
+    """
+    return flower(1.0, r2)
 
 
 def mixed(noise: Latent, share: Float[Array, ""] | float, key: PRNGKeyArray) -> Latent:
