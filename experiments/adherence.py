@@ -117,7 +117,7 @@ def see(study: Study, number: int) -> Source:
     sizes, weights, task = study.model.variant, study.model.weights, study.tasks[number]
     clip, keep = jnp.asarray(task.clip), jnp.asarray(~task.regenerate, jnp.float32)
     scene = Scene(clip, MaskOperator(keep))
-    settings = Settings(variance_scale=variance_scale(study.model, "response"))
+    settings = Settings(variance_scale=variance_scale(study.model, Settings().latent_mask))
     observation = _observe(sizes, settings, weights, scene, scene, jax.random.key(number))
     trip = np.asarray(_round_trip(sizes, weights.vae, clip))
     return Source(observation, psnr_db(trip, task.clip, ~task.regenerate))

@@ -156,7 +156,7 @@ def sample_arms(
     """Warp, fill and encode once; then one set of samples per mask and rule."""
     sizes, weights = model.variant, model.weights
     scene = Scene(view.clip, view.operator)
-    observation = _observe(sizes, Settings(), weights, scene, scene, key)
+    observation = _observe(sizes, Settings(latent_mask="response"), weights, scene, scene, key)
     # scaled out here, so that a new calibration compiles nothing anew
     variance = variance_scale(model, "response") * observation.mask.variance
     response = observation.mask._replace(variance=variance)
@@ -169,6 +169,8 @@ def sample_arms(
     def mask(name: str) -> LatentMask:
         if name == "response":
             found = response
+        elif name == "response_open":
+            found = response._replace(coverage=jnp.minimum(1, 2 * response.coverage))
         else:
             encode = partial(_encode, sizes, weights.vae)
             found = MASKS[name](view.operator, encode, measurement, key)

@@ -116,7 +116,7 @@ def tournament(lab: Laboratory, arguments: Arguments) -> Page:
     kind, arms = arguments.study, grid(lab)
     screened = run(lab, kind, arms, range(arguments.screen))
     ranked = sorted(arms, key=lambda name: -overall(screened[name]).mean())
-    always = [label(DEFAULT), label(replace(DEFAULT, latent_mask="mean")), "none"]
+    always = [label(DEFAULT), label(replace(DEFAULT, latent_mask="response")), "none"]
     chosen = list(dict.fromkeys([*always, *ranked[: arguments.finalists]]))
     numbers = range(arguments.screen, arguments.screen + arguments.tasks)
     finals = run(lab, kind, {name: arms[name] for name in chosen}, numbers)
@@ -146,7 +146,10 @@ def sweeps(lab: Laboratory, arguments: Arguments) -> Page:
     dds = replace(DEFAULT, consistency="dds")
     arms = [
         DEFAULT,
-        replace(DEFAULT, clean_error="gaussian"),
+        *(
+            replace(DEFAULT, latent_mask=mask, clean_error=error)
+            for mask in ("response", "response_open") for error in (None, "measured")
+        ),
         *(replace(dds, gamma=gamma) for gamma in GAMMAS),
         *(replace(dds, gamma_schedule=name) for name in ("falling", "rising", "variance")),
         *(replace(DEFAULT, noise=name) for name in ("keep", "renew")),

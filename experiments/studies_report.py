@@ -109,8 +109,8 @@ def _screen(page: Page) -> list[str]:
     return [
         "## Screening", "",
         f"Mean PSNR of visible, seam and hole over {tasks} tasks that are not among those below."
-        " **Bold** went on to them: the best of the grid, the default, the default with the plain"
-        " mean mask, and the plain generator. The rest was screened out for scoring lower here,"
+        " **Bold** went on to them: the best of the grid, the default, the default with the"
+        " response mask, and the plain generator. The rest was screened out for scoring lower here,"
         " and for nothing else; so few tasks tell arms apart that lie 1 dB apart, not closer.",
         "", *table(["method", *masks, "no mask"], rows),
     ]  # fmt: skip

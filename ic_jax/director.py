@@ -29,7 +29,7 @@ from .video import to_float, to_uint8
 # Frames that a window takes over from the one before: two latents' worth.
 OVERLAP = 5
 
-CLEAN_ERRORS = "measured", "gaussian"
+CLEAN_ERRORS = "gaussian", "measured"
 
 Progress = Callable[[str, int], None]
 
@@ -83,15 +83,14 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     sizes = model.variant
     if settings.latent_mask == "kernel" and "kernel" not in model.calibration:
         raise InputError(f"{model.name}: mask kernel was never fitted to it; run ic-jax calibrate")
-    measured = "clean_error" in model.calibration
-    if settings.clean_error == "measured" and not measured:
+    if settings.clean_error == "measured" and "clean_error" not in model.calibration:
         raise InputError(f"{model.name}: its clean error was never measured; run ic-jax calibrate")
     recommended = {
         "solver": sizes.solver,
         "steps": sizes.steps,
         "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
         "shift": sizes.shift,
-        "clean_error": "measured" if measured else "gaussian",
+        "clean_error": "gaussian",
         "variance_scale": variance_scale(model, settings.latent_mask),
         "composite": sizes.composite and not editing,
     }

@@ -41,7 +41,7 @@ from .sampling.solvers import SOLVERS
 class Settings:
     """How a clip is sampled; None means the model's own recommendation."""
 
-    latent_mask: str = "response"
+    latent_mask: str = "mean"
     """Construction of the latent mask, one of latent_mask.MASKS."""
     consistency: str = "bayes_dds"
     """How the sample agrees with the measurement, one of sampling.methods.METHODS."""
@@ -50,7 +50,7 @@ class Settings:
     gamma_schedule: str | None = None
     """Its course over the noise levels: constant, falling, rising or variance."""
     clean_error: str | None = None
-    """The model's own variance in bayes_dds: measured (see `ic-jax calibrate`) or gaussian."""
+    """The model's own variance in bayes_dds: gaussian, or measured (see `ic-jax calibrate`)."""
     noise: str | None = None
     """What becomes of the noise when the clean estimate moves: recompute, keep or renew."""
     inner: int | None = None
@@ -335,9 +335,9 @@ def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h 
 
 
 def clean_variance(settings: Settings, weights: Weights) -> CleanVariance:
-    """r_σ²: as measured, unless it was not, or that of a unit Gaussian is asked for."""
+    """r_σ²: that of a unit Gaussian, or as measured, where that is asked for and was done."""
     measured = weights.calibration.clean_error
-    return unit_gaussian if settings.clean_error == "gaussian" or measured is None else measured
+    return measured if settings.clean_error == "measured" and measured else unit_gaussian
 
 
 def _options(settings: Settings) -> dict[str, float | int | str]:

@@ -46,7 +46,7 @@ def test_the_grid_has_every_method_with_every_mask_it_can_read():
 
 def test_labels_tell_arms_apart_and_leave_defaults_out():
     assert label(DEFAULT) == f"{DEFAULT.latent_mask}, {DEFAULT.consistency}"
-    assert label(Settings(consistency="dds", gamma=3.0)) == "response, dds, gamma 3.0"
+    assert label(Settings(consistency="dds", gamma=3.0)) == "mean, dds, gamma 3.0"
     assert label(Settings(consistency="none", latent_mask="mean")) == "none"
 
 
@@ -57,7 +57,7 @@ def test_finalists_are_the_best_of_the_screen_and_meet_other_tasks():
     assert {number for _, number in lab.asked[2 * len(page.screened) :]} == {2, 3, 4}
     means = {name: studies_report.overall(some).mean() for name, some in page.screened.items()}
     best = sorted(means, key=means.get)[-4:]
-    always = {label(DEFAULT), "none", label(Settings(latent_mask="mean"))}
+    always = {label(DEFAULT), "none", label(Settings(latent_mask="response"))}
     assert set(page.scores) == {*best, *always, *REFERENCES}
 
 
@@ -115,5 +115,5 @@ def test_methods_of_a_file_are_compared_with_the_default(tmp_path, monkeypatch):
         )
     finally:
         del METHODS["mine"]
-    assert {name for name, _ in lab.asked} == {label(DEFAULT), "none", "response, mine"}
-    assert "response, mine" in (tmp_path / "study_recapture.md").read_text()
+    assert {name for name, _ in lab.asked} == {label(DEFAULT), "none", "mean, mine"}
+    assert "mean, mine" in (tmp_path / "study_recapture.md").read_text()

@@ -90,13 +90,11 @@ class Generator:
             take = direct(model, settings, footage, told.context, seed=self.seed, progress=progress)
         return Run(model, settings, take, told)
 
-    def prompted(self, prompt: str, negative_prompt: str | None = None) -> "Generator":
-        """The same with these prompts, unless it has some already."""
+    def prompted(self, prompt: str) -> "Generator":
+        """The same with this prompt, unless it has one already."""
         if self.prompt or self.context is not None:
             return self
-        if self.negative_prompt is not None:
-            negative_prompt = self.negative_prompt
-        return dataclasses.replace(self, prompt=prompt, negative_prompt=negative_prompt)
+        return dataclasses.replace(self, prompt=prompt)
 
     def record(self, run: Run, footage: Footage) -> dict[str, Any]:
         """As result.json has it."""

@@ -66,7 +66,7 @@ class Inpaint:
     def _of_the_sample(self) -> "Inpaint":
         """The bundled clip, a mask around its ball, and what is to stand there instead of it."""
         sample = json.loads((BUNDLED / "clip.json").read_text())
-        generator = self.generator.prompted(sample["edit"], sample["prompt"])
+        generator = self.generator.prompted(sample["edit"])
         mask = self.mask or BUNDLED / "clip_mask.mp4"
         return dataclasses.replace(self, clip=BUNDLED / "clip.mp4", mask=mask, generator=generator)
 
