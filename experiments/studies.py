@@ -52,7 +52,7 @@ class Arguments:
     tasks: int = 50
     """Tasks of the finalists, or of every arm where there is no grid; none is of the grid."""
     finalists: int = 8
-    """Arms that go on to them, besides the default and the plain generator."""
+    """Methods that go on to them, each with its best mask, besides the default and none."""
     clips: Path | None = None
     """Folder of your own videos to study instead (see experiments.clips_data)."""
     davis: Path | None = None
@@ -116,8 +116,11 @@ def tournament(lab: Laboratory, arguments: Arguments) -> Page:
     kind, arms = arguments.study, grid(lab)
     screened = run(lab, kind, arms, range(arguments.screen))
     ranked = sorted(arms, key=lambda name: -overall(screened[name]).mean())
+    # One mask each: the same method with its second-best mask is hardly another finalist.
+    best = {arms[name].consistency: name for name in reversed(ranked)}
+    champions = sorted(best.values(), key=ranked.index)
     always = [label(DEFAULT), label(replace(DEFAULT, latent_mask="response")), "none"]
-    chosen = list(dict.fromkeys([*always, *ranked[: arguments.finalists]]))
+    chosen = list(dict.fromkeys([*always, *champions[: arguments.finalists]]))
     numbers = range(arguments.screen, arguments.screen + arguments.tasks)
     finals = run(lab, kind, {name: arms[name] for name in chosen}, numbers)
     return Page(references(lab, kind, numbers) | finals, label(DEFAULT), screened)

@@ -109,9 +109,10 @@ def _screen(page: Page) -> list[str]:
     return [
         "## Screening", "",
         f"Mean PSNR of visible, seam and hole over {tasks} tasks that are not among those below."
-        " **Bold** went on to them: the best of the grid, the default, the default with the"
-        " response mask, and the plain generator. The rest was screened out for scoring lower here,"
-        " and for nothing else; so few tasks tell arms apart that lie 1 dB apart, not closer.",
+        " **Bold** went on to them: the best methods, each with its best mask, the default, the"
+        " default with the response mask, and the plain generator. The rest was screened out for"
+        " scoring lower here, and for nothing else: so few tasks do not rank what lies closer"
+        " together than 0.3 dB or so.",
         "", *table(["method", *masks, "no mask"], rows),
     ]  # fmt: skip
 

@@ -56,7 +56,10 @@ def test_finalists_are_the_best_of_the_screen_and_meet_other_tasks():
     assert {number for _, number in lab.asked[: 2 * len(page.screened)]} == {0, 1}
     assert {number for _, number in lab.asked[2 * len(page.screened) :]} == {2, 3, 4}
     means = {name: studies_report.overall(some).mean() for name, some in page.screened.items()}
-    best = sorted(means, key=means.get)[-4:]
+    of = {}
+    for name in sorted(means, key=means.get):
+        of[name.split(", ")[-1]] = name
+    best = sorted(of.values(), key=means.get)[-4:]
     always = {label(DEFAULT), "none", label(Settings(latent_mask="response"))}
     assert set(page.scores) == {*best, *always, *REFERENCES}
 
