@@ -19,6 +19,7 @@ from ic_jax.calibration import (
     to_record,
 )
 from ic_jax.clean_error import LEVELS, measure_clean_error
+from ic_jax.director import resolve
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import LatentMask
 from ic_jax.mask_error import (
@@ -28,7 +29,7 @@ from ic_jax.mask_error import (
     random_holes,
     variance_scale,
 )
-from ic_jax.model import Weights
+from ic_jax.model import Model, Weights
 from ic_jax.pipeline import Conditioning, Settings
 from ic_jax.sampling.denoiser import Prediction
 
@@ -256,3 +257,16 @@ def test_a_file_of_ours_or_a_new_name_may_be_written(tmp_path):
     check_replaceable(tmp_path / "new.json")
     with pytest.raises(InputError, match="give a name that ends in .json"):
         check_replaceable(tmp_path / "new.txt")
+
+
+@pytest.mark.parametrize("settings, said", [
+    (Settings(latent_mask="kernel"), "mask kernel was never fitted to it; run ic-jax calibrate"),
+    (Settings(clean_error="measured"), "clean error was never measured; run ic-jax calibrate"),
+])  # fmt: skip
+def test_what_was_never_measured_cannot_be_asked_for(settings, said):
+    with pytest.raises(InputError, match=f"^tiny: .*{said}"):
+        resolve(settings, Model("tiny", TINY, None, {}))
+    record = {"kernel": [], "clean_error": {}, "variance_scale": {"response": 0.5}}
+    resolve(settings, Model("tiny", TINY, None, record))
+    asked = resolve(Settings(latent_mask="response"), Model("tiny", TINY, None, record))
+    assert asked.variance_scale == 0.5

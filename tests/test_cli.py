@@ -166,7 +166,6 @@ PATH = ["--camera", "path.json"]
         (poses(np.diag([-1.0, 1.0, -1.0, 1.0])), PATH, "the new camera sees nothing"),
         (None, ["--latent-mask", "magic"], "unknown --latent-mask 'magic'; one of nearest"),
         (None, ["--steps", "0"], "--steps is 0"),
-        (None, ["--latent-mask", "kernel"], "kernel was never fitted"),
         (None, ["--consistency", "magic"], "unknown --consistency 'magic'; one of none, dds"),
         (None, ["--consistency", "dds", "--gamma", "inf"], "--gamma is inf"),
         (None, ["--gamma", "2"], "--consistency bayes_dds has no --gamma"),

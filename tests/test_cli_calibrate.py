@@ -5,6 +5,7 @@ import shutil
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -12,9 +13,10 @@ from PIL import Image
 from tiny_model import CHANNELS, TINY, random_like, tiny_weights
 
 from ic_jax import text
+from ic_jax.calibration import Calibration, CleanError
 from ic_jax.clean_error import LEVELS
 from ic_jax.geometry.camera import intrinsics_from_fov
-from ic_jax.model import load_model
+from ic_jax.model import BUNDLED, identify, load_model
 from ic_jax.model_folder import new_model_folder, write_component, write_manifest
 from ic_jax.models.variants import VARIANTS
 from ic_jax.video import read_video, write_video
@@ -99,10 +101,10 @@ def test_a_calibration_is_measured_kept_used_and_replaced(run, model, tmp_path):
     assert (measured["clips"], measured["frames"], measured["seed"]) == (2, 9, 0)
     assert "jax" in measured["versions"] and measured["variant"] == "Tiny"
 
-    frames, result = recapture(run, tmp_path / "measured")
+    frames, result = recapture(run, tmp_path / "measured", "--clean-error", "measured")
     assert result["settings"]["clean_error"] == "measured"
-    assert result["settings"]["variance_scale"] == found["variance_scale"]["response"]
-    closed, result = recapture(run, tmp_path / "closed", "--clean-error", "gaussian")
+    assert result["settings"]["variance_scale"] == 1, "the kernel was fitted to errors themselves"
+    closed, result = recapture(run, tmp_path / "closed")
     assert result["settings"]["clean_error"] == "gaussian"
     assert (frames != closed).any()
 
@@ -126,23 +128,30 @@ def test_a_calibration_is_measured_kept_used_and_replaced(run, model, tmp_path):
     assert code == 0, stderr
     assert json.loads((tmp_path / "mine" / "calibration.json").read_text()) == found
     manifest.write_bytes(before[manifest])
-    lent, result = recapture(run, tmp_path / "lent", "--calibration", "mine/calibration.json")
+    told = "--calibration", "mine/calibration.json", "--clean-error", "measured"
+    lent, result = recapture(run, tmp_path / "lent", *told)
     np.testing.assert_array_equal(lent, frames)
     assert result["calibration"] == "mine/calibration.json"
     assert result["settings"]["clean_error"] == "measured"
 
 
-def test_the_bundled_model_is_calibrated_into_a_file(run, model, tmp_path):
+def test_the_bundled_model_is_calibrated_into_a_file(run, model, tmp_path, monkeypatch):
+    error = CleanError(jnp.array([0.0, 1.0]), jnp.zeros((2, 16)))
+    measured = {"response": 0.25}, Calibration(error)
+    monkeypatch.setattr("ic_jax.cli.calibrate.measure", lambda *_, **__: measured)
     nano = ["calibrate", "nano", "--clips", "clips/walk.mp4", *SMALL, "--draws", 1]
     code, stdout, stderr = run(*nano, "--out", "nano.json")
     assert code == 0 and stdout.startswith("calibration in nano.json\n"), stderr
     record = json.loads((tmp_path / "nano.json").read_text())
+    assert record["variance_scale"] == {"response": 0.25} and "kernel" not in record
+    assert np.shape(record["clean_error"]["variance"]) == (2, 16)
+
+
+def test_the_bundled_model_knows_the_less_the_more_noise_there_is():
+    _, record = identify(BUNDLED)
     levels = np.array(record["clean_error"]["variance"]).mean(1)
-    # The more noise, the less it knows.
-    assert (
-        0 < levels[1] < levels[LEVELS // 2] < levels[-1]
-        and record["variance_scale"]["response"] > 0
-    )
+    assert levels[0] == 0 and (np.diff(levels) > 0).all()
+    assert 0 < record["variance_scale"]["response"] < 1
 
 
 def nothing(folder):
