@@ -155,8 +155,9 @@ def _interval(values: Float[np.ndarray, " n"]) -> str:
 
 
 def _plot(page: Page, path: Path) -> None:
-    """Every arm's paired gain, region by region."""
-    rows = [row for row in page.scores if row != page.default]
+    """Every arm's paired gain, region by region; what is decibels away would hide the rest."""
+    sampled = [row for row, some in page.scores.items() if _known(some, "residual")]
+    rows = [row for row in sampled or page.scores if row not in (page.default, "none")]
     figure_, axes = plt.subplots(
         1, len(REGIONS), figsize=(11, 1.2 + 0.26 * len(rows)), sharey=True, dpi=100
     )
