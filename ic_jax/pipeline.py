@@ -42,9 +42,11 @@ class Settings:
     """How a clip is sampled; None means the model's own recommendation."""
 
     latent_mask: str = "mean"
-    """Construction of the latent mask, one of latent_mask.MASKS."""
+    """Latent mask: nearest, mean, min, encoded, probes, response, response_open, jacobian or
+    kernel."""
     consistency: str = "bayes_dds"
-    """How the sample agrees with the measurement, one of sampling.methods.METHODS."""
+    """How the sample agrees with the measurement: bayes_dds, bayes_draw, dds, ddnm, none, or any
+    other of sampling.methods.METHODS; a name that does not exist lists them."""
     gamma: float | None = None
     """Strength of the measurement, in methods that have one number for it."""
     gamma_schedule: str | None = None
