@@ -105,10 +105,19 @@ def run(
 
 
 def added(file: Path) -> list[str]:
-    """The methods that a Python file registers."""
+    """The methods that a Python file registers.
+
+    Raises:
+        InputError: there is no such file, or it registers none.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; check the path of the methods")
     before = set(METHODS)
     runpy.run_path(str(file))
-    return [name for name in METHODS if name not in before]
+    found = [name for name in METHODS if name not in before]
+    if not found:
+        raise InputError(f"{file}: adds nothing to METHODS; see README, Add a method in 20 lines")
+    return found
 
 
 def tournament(lab: Laboratory, arguments: Arguments) -> Page:

@@ -11,6 +11,7 @@ from tiny_model import TINY, tiny_context, tiny_weights
 from experiments import laboratory, studies, studies_report
 from experiments.laboratory import REFERENCES, Laboratory
 from experiments.studies import DEFAULT, Arguments, grid, label, tournament
+from ic_jax.errors import InputError
 from ic_jax.latent_mask import MASKS
 from ic_jax.model import Model
 from ic_jax.pipeline import Settings
@@ -120,3 +121,11 @@ def test_methods_of_a_file_are_compared_with_the_default(tmp_path, monkeypatch):
         del METHODS["mine"]
     assert {name for name, _ in lab.asked} == {label(DEFAULT), "none", "mean, mine"}
     assert "mean, mine" in (tmp_path / "study_recapture.md").read_text()
+
+
+def test_a_file_without_methods_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="absent.py: no such file"):
+        studies.added(tmp_path / "absent.py")
+    (tmp_path / "idle.py").write_text("nothing = 0\n")
+    with pytest.raises(InputError, match="idle.py: adds nothing to METHODS"):
+        studies.added(tmp_path / "idle.py")
