@@ -434,7 +434,7 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path, request):
     assert process.stdout.readline() == b"writing\n"
     assert (tmp_path / "deep").exists()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.decode().strip().splitlines()[-1] == "ic-jax: stopped; nothing was written"
     assert b"Traceback" not in errors
