@@ -1,5 +1,8 @@
 """One arm on one task: observe, mask, sample, decode, score. What was scored is kept on disk.
 
+What is kept knows the weights, the sizes, the calibration and the settings, but not the code:
+after a change to a method or a mask, remove the folder `laboratory` under --data.
+
 An arm is a `Settings`; a task has a known truth (experiments/tasks.py). All arms of a task start
 from the same noise, so that differences between them are paired.
 """
@@ -66,10 +69,6 @@ class Laboratory:
         """The figures of what needs no generator, one of `REFERENCES`."""
         make = REFERENCES[name]
         return self._keep(kind, number, name, lambda: self._judge(kind, number, make))
-
-    def clip(self, kind: str, number: int, arm: Settings) -> Float[np.ndarray, "t h w 3"]:
-        """What the arm makes of a task."""
-        return self.decode(self.sampled(kind, number, arm))
 
     # The steps ------------------------------------------------------------------------
 

@@ -192,14 +192,15 @@ STUDIES: dict[str, Callable[[Laboratory, Arguments], Page]] = {
 
 def main(arguments: Arguments) -> None:
     clips = chosen(arguments.clips, arguments.davis, arguments.data)
-    lab = Laboratory(arguments.model, arguments.data, clips)
+    lab, name = Laboratory(arguments.model, arguments.data, clips), arguments.study
     if arguments.method_file is None:
         page = STUDIES[arguments.study](lab, arguments)
     else:
         arms = [replace(DEFAULT, consistency=name) for name in added(arguments.method_file)]
+        name += f"_{arguments.method_file.stem}"  # the study's own page stays as it is
         page = single(lab, arguments, named([DEFAULT, replace(DEFAULT, consistency="none"), *arms]))
     command = "python -m experiments.studies " + " ".join(sys.argv[1:])
-    write(page, arguments.study, command, lab.model, arguments.results)
+    write(page, name, command, lab.model, arguments.results)
 
 
 if __name__ == "__main__":

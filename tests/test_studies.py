@@ -120,7 +120,7 @@ def test_methods_of_a_file_are_compared_with_the_default(tmp_path, monkeypatch):
     finally:
         del METHODS["mine"]
     assert {name for name, _ in lab.asked} == {label(DEFAULT), "none", "mean, mine"}
-    assert "mean, mine" in (tmp_path / "study_recapture.md").read_text()
+    assert "mean, mine" in (tmp_path / "study_recapture_mine.md").read_text()
 
 
 def test_a_file_without_methods_is_refused_in_one_line(tmp_path):
