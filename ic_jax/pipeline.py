@@ -8,6 +8,7 @@ Editing is the same story with another operator: the identity, where a mask keep
 
 All functions here are pure, work on one clip of the model's own size, and take the
 weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one of them.
+`layout` is static, and spreads the transformer of one clip over devices.
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
 """
 
@@ -27,6 +28,7 @@ from .latent_mask import MASKS, Encode, LatentMask, Measurement, Operator, fitti
 from .model import Weights
 from .models import wan_vae
 from .models.clip_vision import encode_image
+from .models.layout import Layout
 from .models.variants import Variant
 from .models.wan_dit import WanDiT
 from .sampling.consistency import CleanVariance, unit_gaussian
@@ -125,6 +127,7 @@ def recapture(
     scene: Scene,
     context: Float[Array, "2 l d"],
     key: PRNGKeyArray,
+    layout: Layout = Layout(),
 ) -> Float[Array, "t h w 3"]:
     """The clip from the new camera, or edited, in [-1, 1], as decoded.
 
@@ -134,7 +137,8 @@ def recapture(
     """
     mask_key, noise_key = jax.random.split(key)
     observation = observe(sizes, settings, weights, scene, scene, mask_key)
-    return finish(sizes, weights, sample(sizes, settings, weights, context, observation, noise_key))
+    state = sample(sizes, settings, weights, context, observation, noise_key, layout)
+    return finish(sizes, weights, state)
 
 
 def observe(
@@ -204,14 +208,15 @@ def sample(
     context: Float[Array, "2 l d"],
     observation: Observation,
     key: PRNGKeyArray,
+    layout: Layout = Layout(),
 ) -> State:
     """From noise to a clean latent, through all of the schedule."""
     state, levels = begin(sizes, settings, key)
     for part, some in stages(sizes, settings, levels):
         known = sizes, settings, part, weights, context
         if part.refreshes:
-            observation = refresh(*known, observation, state, some)
-        state = proceed(*known, observation, state, some)
+            observation = refresh(*known, observation, state, some, layout)
+        state = proceed(*known, observation, state, some, layout)
     return state
 
 
@@ -249,6 +254,7 @@ def proceed(
     observation: Observation,
     state: State,
     levels: Level,
+    layout: Layout = Layout(),
 ) -> State:
     """Sample through `levels`, which are all of one part: all of them, or the next few."""
     _, solver = SOLVERS[settings.solver or sizes.solver]
@@ -258,7 +264,7 @@ def proceed(
         r2=clean_variance(settings, weights),
         pixels=_pixels(sizes, weights, observation),
     )(
-        denoiser_of(sizes, settings, part, weights, context, observation.conditioning),
+        denoiser_of(sizes, settings, part, weights, context, observation.conditioning, layout),
         solver(settings.renoise),
         observation.measurement.latent,
         observation.mask,
@@ -275,6 +281,7 @@ def refresh(
     observation: Observation,
     state: State,
     levels: Level,
+    layout: Layout = Layout(),
 ) -> Observation:
     """The measurement, with the holes filled by what the sample says at the first of `levels`.
 
@@ -282,7 +289,7 @@ def refresh(
     of the first fill, so it trusts the better one too little rather than too much.
     """
     level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
-    denoise = denoiser_of(sizes, settings, part, weights, context, observation.conditioning)
+    denoise = denoiser_of(sizes, settings, part, weights, context, observation.conditioning, layout)
     pixels = _pixels(sizes, weights, observation)
     seen = observation.visible[..., None]
     decoded = pixels.decode(denoise(state.x, level).clean)
@@ -306,19 +313,24 @@ def denoiser_of(
     weights: Weights,
     context: Float[Array, "2 l d"],
     conditioning: Conditioning | None,
+    layout: Layout = Layout(),
 ) -> Denoiser:
     """The model as the sampler asks it: the part's expert, guided by the prompt."""
     dit = getattr(weights, part.expert)
-    velocity = _velocity(sizes, dit, context, conditioning)
+    velocity = _velocity(sizes, dit, context, conditioning, layout)
     scale = guidance_scale(sizes, settings, part.expert)
     return denoiser(velocity) if scale == 1 else guided(velocity, scale)
 
 
 def _velocity(
-    sizes: Variant, dit, context: Float[Array, "2 l d"], conditioning: Conditioning | None
+    sizes: Variant,
+    dit,
+    context: Float[Array, "2 l d"],
+    conditioning: Conditioning | None,
+    layout: Layout,
 ) -> Velocity:
     """The transformer with its conditions: as many as clips, both prompts or the last alone."""
-    network = WanDiT(sizes.dit, dtype=jnp.dtype(sizes.dtype))
+    network = WanDiT(sizes.dit, dtype=jnp.dtype(sizes.dtype), layout=layout)
 
     def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
         times = lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape))

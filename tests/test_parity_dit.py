@@ -10,6 +10,8 @@ from perturbation import unmoved
 
 from convert import wan_dit
 from convert.keymap import convert_state
+from ic_jax.models.attention import attention
+from ic_jax.models.layout import Layout
 from ic_jax.models.wan_dit import DiTConfig, WanDiT, time_sinusoid
 
 TOLERANCE = 1e-4
@@ -110,6 +112,29 @@ def test_bfloat16_stays_near_float32():
     rough = apply(SMALL, half, *args, dtype=jnp.bfloat16)
     assert rough.dtype == jnp.float32
     assert np.sqrt(np.mean((rough - out) ** 2)) < 0.03 * np.sqrt(np.mean(out**2))
+
+
+def test_a_layout_attends_and_places_the_tokens():
+    params = jax.jit(WanDiT(SMALL).init)(jax.random.key(0), *inputs(SMALL))
+    seen = []
+
+    def noted(name, function):
+        def call(*arrays):
+            seen.append((name, *(array.shape for array in arrays)))
+            return function(*arrays)
+
+        return call
+
+    layout = Layout(
+        noted("tokens", attention), noted("context", attention), noted("place", lambda x: x)
+    )
+    jax.eval_shape(WanDiT(SMALL, layout=layout).apply, params, *inputs(SMALL))
+    tokens, text = (2, 18, 2, 24), (2, 12, 2, 24)
+    assert set(seen) == {
+        ("place", (2, 18, 48)),
+        ("tokens", tokens, tokens, tokens),
+        ("context", tokens, text, text),
+    }
 
 
 def test_time_sinusoid_is_exact_to_a_millionth():

@@ -1,5 +1,6 @@
 """Softmax attention that never holds a large score matrix."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -7,6 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Implementation = Literal["chunked", "cudnn"]
+
+Attend = Callable[
+    [Float[Array, "b l h d"], Float[Array, "b m h d"], Float[Array, "b m h d"]],
+    Float[Array, "b l h d"],
+]
+"""Queries, keys and values to what is attended to."""
 
 # Score entries held at once: 64 MiB in float32.
 _SCORE_BUDGET = 1 << 24

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax.linen import initializers as init
 from jaxtyping import Array, DTypeLike, Float
 
-from .attention import attention
+from .layout import Layout
 
 IMAGE_TOKENS = 257
 _ROPE_THETA = 10_000.0
@@ -46,11 +46,13 @@ class WanDiT(nn.Module):
     Weights and matrix products may be bfloat16 (`dtype`). The residual stream, the norms, the
     modulation, the time embedding, the rotation of queries and keys and the softmax are float32.
     `remat` recomputes each block in the backward pass instead of keeping its activations.
+    `layout` is for whoever spreads the work over devices.
     """
 
     config: DiTConfig
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -85,7 +87,7 @@ class WanDiT(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast,) * 4,
             length=cfg.num_layers,
-        )(cfg, self.dtype, name="blocks")
+        )(cfg, self.dtype, self.layout, name="blocks")
         tables = rotary_tables(grid, cfg.head_dim)
         tokens, _ = blocks(tokens, modulation, context, image_context, tables)
 
@@ -186,6 +188,7 @@ class _ImageEmbedding(nn.Module):
 class _Block(nn.Module):
     config: DiTConfig
     dtype: DTypeLike
+    layout: Layout
 
     @nn.compact
     def __call__(
@@ -201,11 +204,14 @@ class _Block(nn.Module):
         parts = jnp.split(own.astype(jnp.float32) + modulation, 6, axis=1)
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts
 
+        x = self.layout.place(x)
         y = _layer_norm()(x) * (1 + scale_attn) + shift_attn
-        x = x + gate_attn * _SelfAttention(cfg, self.dtype, name="self_attn")(y, tables)
+        attend = _SelfAttention(cfg, self.dtype, self.layout, name="self_attn")
+        x = x + gate_attn * attend(y, tables)
 
         y = _affine_norm("cross_norm", _EPS)(x)
-        x = x + _CrossAttention(cfg, self.dtype, name="cross_attn")(y, context, image_context)
+        attend = _CrossAttention(cfg, self.dtype, self.layout, name="cross_attn")
+        x = x + attend(y, context, image_context)
 
         y = _layer_norm()(x) * (1 + scale_ffn) + shift_ffn
         y = nn.gelu(_dense(cfg.ffn_dim, self.dtype, "ffn_fc1")(y), approximate=True)
@@ -215,6 +221,7 @@ class _Block(nn.Module):
 class _SelfAttention(nn.Module):
     config: DiTConfig
     dtype: DTypeLike
+    layout: Layout
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], tables: RotaryTables) -> Float[Array, "b l d"]:
@@ -223,7 +230,7 @@ class _SelfAttention(nn.Module):
         q = _split(_rms_norm(self.dtype, "norm_q")(_dense(dim, self.dtype, "q")(x)), heads)
         k = _split(_rms_norm(self.dtype, "norm_k")(_dense(dim, self.dtype, "k")(x)), heads)
         v = _split(_dense(dim, self.dtype, "v")(x), heads)
-        out = attention(rotate(q, tables), rotate(k, tables), v)
+        out = self.layout.attend(rotate(q, tables), rotate(k, tables), v)
         return _dense(dim, self.dtype, "o")(_merge(out))
 
 
@@ -232,6 +239,7 @@ class _CrossAttention(nn.Module):
 
     config: DiTConfig
     dtype: DTypeLike
+    layout: Layout
 
     @nn.compact
     def __call__(
@@ -247,7 +255,7 @@ class _CrossAttention(nn.Module):
             k = _dense(dim, self.dtype, "k" + suffix)(tokens)
             k = _rms_norm(self.dtype, "norm_k" + suffix)(k)
             v = _dense(dim, self.dtype, "v" + suffix)(tokens)
-            return attention(q, _split(k, heads), _split(v, heads))
+            return self.layout.attend_context(q, _split(k, heads), _split(v, heads))
 
         q = _split(_rms_norm(self.dtype, "norm_q")(_dense(dim, self.dtype, "q")(x)), heads)
         out = attend(context, "")
