@@ -113,11 +113,11 @@ def find_objects(seeds: range, frames: int, height: int, width: int) -> Examples
 def both_views(model: Model, data: Path, seeds: range) -> tuple[np.ndarray, np.ndarray]:
     """Stored clips as they were rendered, and as the autoencoder returns them; uint8."""
     clips = np.load(data / "nano_train.npy", mmap_mode="r")[seeds.start : seeds.stop]
-    latents = np.load(data / "latents.npy", mmap_mode="r")[seeds.start : seeds.stop]
-    decode = jax.jit(partial(wan_vae.decode, model.variant.vae))
+    sizes, vae = model.variant.vae, model.weights.vae
+    round_trip = jax.jit(lambda clip: wan_vae.decode(sizes, vae, wan_vae.encode(sizes, vae, clip)))
     views = np.empty_like(clips)
     for i in tqdm(range(0, len(clips), 4), desc="round trips", mininterval=10):
-        pixels = decode(model.weights.vae, latents[i : i + 4])
+        pixels = round_trip(normalised(clips[i : i + 4]))
         views[i : i + 4] = np.asarray(jnp.round((jnp.clip(pixels, -1, 1) + 1) * 127.5))
     return clips, views
 

@@ -5,12 +5,13 @@
     python -m experiments.train_nano export
 
 Each stage resumes from its own checkpoints under `--data` and says what it reached. The latents
-that `dit` learns are encoded when it first starts: after more steps of `vae`, remove
-`.data/latents.npy` and `.data/checkpoints/dit`. After `export`, experiments.calibrate_nano.
+that `dit` learns are made when it first starts (experiments.nano_latents): after more steps of
+`vae`, remove `.data/vae.safetensors`, `.data/latents` and `.data/checkpoints/dit`. After `export`,
+experiments.calibrate_nano.
 The generator learns plain text-to-video: it never sees a hole, a mask or a warp. Its loss counts
 more where objects are, for they are a sixth of a frame and nearly all that its caption is about.
 It sees whole clips, beginnings of clips and stills alike: what a word looks like is learned from
-many captions, and five stills cost what one clip of five latent frames does.
+many pictures, and five stills cost what one clip of five latent frames does.
 """
 
 import json
@@ -29,20 +30,18 @@ import tyro
 from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
+from experiments import nano_latents
+from experiments.nano_latents import NANO, Examples
 from experiments.natural_clips import natural_clips
-from experiments.scene_render import object_map
-from experiments.scenes import scene_of
 from ic_jax.checkpoint import load, save
-from ic_jax.latent_mask import coverage
 from ic_jax.model import BUNDLED
 from ic_jax.models import wan_vae
 from ic_jax.models.umt5 import UMT5Encoder, byte_tokens
-from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import WanDiT
 from ic_jax.models.wan_vae import Stream, WanVAE
 from ic_jax.sampling.schedule import shifted
 
-NANO = VARIANTS["nano"]
+MEASURED_SCENES = 1000
 
 # An object's latent counts this much more than one of the room.
 OBJECT_WEIGHT = 8.0
@@ -240,53 +239,15 @@ def folded(params: PyTree, mean: np.ndarray, std: np.ndarray) -> PyTree:
     return {**params, "quant": {"kernel": kernel, "bias": bias}, "post_quant": inverse}
 
 
-def cache_latents(options: Options) -> tuple[np.ndarray, list[str]]:
-    """Latents and captions of all training scenes; encoded once, by the autoencoder at hand.
-
-    The first call also measures the latents' mean and std and stores the folded weights.
-    """
-    captions = [
-        caption
-        for file in sorted(options.data.glob("nano_train*.json"))
-        for caption in json.loads(file.read_text())
-    ]
-    file = options.data / "latents.npy"
-    if file.exists():
-        return np.load(file), captions
+def fold(options: Options) -> None:
+    """Measure the latents' mean and std over a part of the scenes, and store the folded weights."""
     params = jax.tree.map(np.asarray, trained(options, "vae")["params"])
     encode = jax.jit(lambda clip: wan_vae.encode(NANO.vae, params, to_float(clip)))
-    parts, size = clips(options.data, "train"), 4
-    latents = np.concatenate(
-        [
-            np.asarray(encode(part[i : i + size]))
-            for part in parts
-            for i in tqdm(range(0, len(part), size), desc="latents", mininterval=10)
-        ]
-    )
+    [scenes, *_], size = clips(options.data, "train"), 4
+    starts = tqdm(range(0, MEASURED_SCENES, size), desc="latents", mininterval=10)
+    latents = np.concatenate([np.asarray(encode(scenes[i : i + size])) for i in starts])
     mean, std = latents.mean((0, 1, 2, 3)), latents.std((0, 1, 2, 3))
     save(options.data / "vae.safetensors", folded(params, mean, std), {"variant": "nano"})
-    latents = (latents - mean) / std
-    np.save(file, latents)
-    return latents, captions
-
-
-@jax.jit
-def _share_of_objects(seed):
-    """The share of each latent's own pixels that show an object, [t h w]."""
-    scene, *camera = scene_of(seed, NANO.frames, NANO.height, NANO.width)
-    times = jnp.linspace(0, 1, NANO.frames)
-    shown = object_map(scene, *camera, times, NANO.height, NANO.width) >= 0
-    t, h, w, _ = NANO.vae.latent_shape(NANO.frames, NANO.height, NANO.width)
-    return coverage(shown.astype(jnp.float32), (t, h, w))[..., 0]
-
-
-def cache_object_shares(options: Options, count: int) -> np.ndarray:
-    """Where the objects of the training scenes are, whose seeds are their numbers; made once."""
-    file = options.data / "objects.npy"
-    if not file.exists():
-        seeds = tqdm(range(count), desc="objects", mininterval=10)
-        np.save(file, np.stack([np.asarray(_share_of_objects(seed)) for seed in seeds]))
-    return np.load(file)
 
 
 def dit_loss(params, key, latent, tokens, mask, objects):
@@ -304,30 +265,49 @@ def dit_loss(params, key, latent, tokens, mask, objects):
     return jnp.sum(weight * error) / jnp.sum(weight), {"loss": jnp.mean(error)}
 
 
-def train_dit(options: Options) -> None:
-    latents, captions = cache_latents(options)
-    objects = cache_object_shares(options, len(latents))
-    ids, masks = (np.stack(a) for a in zip(*(byte_tokens(c, NANO.dit.text_len) for c in captions)))
-    empty, empty_mask = byte_tokens("", NANO.dit.text_len)
-    whole = latents.shape[1]
+class Batches:
+    """Whole clips, beginnings of clips and stills in turn, at equal cost; some without a caption.
 
-    def batches(step: int):
-        rng = np.random.default_rng((options.seed, step))
-        # The autoencoder is causal: the first latents of a clip are those of its beginning.
-        frames = rng.choice((1, 2, whole))
-        batch = options.batch * whole // frames
-        at = rng.integers(len(latents), size=batch)
-        drop = rng.random((batch, 1)) < 0.1  # so that "no prompt" means something
-        tokens, mask = np.where(drop, empty, ids[at]), np.where(drop, empty_mask, masks[at])
-        return latents[at, :frames], tokens, mask, objects[at, :frames]
+    The autoencoder is causal: the first latents of a clip are those of its beginning.
+    """
+
+    def __init__(self, clips: Examples, stills: Examples, batch: int, seed: int):
+        whole = clips.latents.shape[1]
+        self.sources = [
+            (source, _tokens(source.captions), frames)
+            for source, frames in ((stills, 1), (clips, 2), (clips, whole))
+        ]
+        self.nothing, self.cost, self.seed = _tokens([""]), batch * whole, seed
+
+    def __call__(self, step: int):
+        rng = np.random.default_rng((self.seed, step))
+        source, said, frames = self.sources[rng.integers(len(self.sources))]
+        at = rng.integers(len(source.latents), size=self.cost // frames)
+        drop = rng.random((len(at), 1)) < 0.1  # so that "no prompt" means something
+        tokens, mask = (np.where(drop, n, s[at]) for n, s in zip(self.nothing, said, strict=True))
+        return source.latents[at, :frames], tokens, mask, source.objects[at, :frames]
+
+
+def _tokens(captions: list[str]) -> tuple[np.ndarray, ...]:
+    pairs = (byte_tokens(caption, NANO.dit.text_len) for caption in captions)
+    return tuple(np.stack(part) for part in zip(*pairs))
+
+
+def train_dit(options: Options) -> None:
+    if not (options.data / "vae.safetensors").exists():
+        fold(options)
+    sizes = nano_latents.Arguments(options.data)
+    batches = Batches(
+        nano_latents.clips(sizes), nano_latents.stills(sizes), options.batch, options.seed
+    )
+    latents, tokens, mask, _ = (jnp.asarray(part[:1]) for part in batches(0))
 
     keys = jax.random.split(jax.random.key(2))
-    tokens, mask = jnp.asarray(ids[:1]), jnp.asarray(masks[:1])
     umt5, dit = UMT5Encoder(NANO.umt5), WanDiT(NANO.dit)
     context = jnp.zeros((1, NANO.dit.text_len, NANO.dit.text_dim))
     params = {
         "umt5": jax.jit(umt5.init)(keys[0], tokens, mask)["params"],
-        "dit": jax.jit(dit.init)(keys[1], jnp.asarray(latents[:1]), jnp.ones(1), context)["params"],
+        "dit": jax.jit(dit.init)(keys[1], latents, jnp.ones(1), context)["params"],
     }
     train(options, params, dit_loss, batches)
 
