@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +40,7 @@ from experiments.adherence_report import (
 from experiments.classifier import classify
 from experiments.edit_scenes import EditTask, edit_tasks
 from ic_jax.checkpoint import load
-from ic_jax.director import variance_scale
+from ic_jax.director import check, variance_scale
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
@@ -64,6 +64,8 @@ class Arguments:
     tasks: int = 75
     """Edits, of which the first third chooses the guidance and the others report it."""
     steps: int = 24
+    latent_mask: str = Settings().latent_mask
+    consistency: str = Settings().consistency
     data: Path = Path(".data")
     results: Path = RESULTS
 
@@ -102,7 +104,7 @@ class Study(NamedTuple):
     judge: dict  # the classifier's parameters
     tasks: list[EditTask]
     contexts: dict[str, Float[np.ndarray, "l d"]]
-    steps: int
+    settings: Settings
 
 
 class Source(NamedTuple):
@@ -117,8 +119,7 @@ def see(study: Study, number: int) -> Source:
     sizes, weights, task = study.model.variant, study.model.weights, study.tasks[number]
     clip, keep = jnp.asarray(task.clip), jnp.asarray(~task.regenerate, jnp.float32)
     scene = Scene(clip, MaskOperator(keep))
-    settings = Settings(variance_scale=variance_scale(study.model, Settings().latent_mask))
-    observation = _observe(sizes, settings, weights, scene, scene, jax.random.key(number))
+    observation = _observe(sizes, study.settings, weights, scene, scene, jax.random.key(number))
     trip = np.asarray(_round_trip(sizes, weights.vae, clip))
     return Source(observation, psnr_db(trip, task.clip, ~task.regenerate))
 
@@ -129,7 +130,7 @@ def judged(study: Study, number: int, arm: Arm, source: Source) -> Judged:
     sizes, weights = study.model.variant, study.model.weights
     texts = {NEW: task.captions[1], OLD: task.captions[0], NONE: "", NOTHING: ""}
     context = jnp.stack([study.contexts[texts[told]] for told in (arm.against, arm.prompt)])
-    settings = Settings(steps=study.steps, guidance_scale=arm.scale)
+    settings = replace(study.settings, guidance_scale=arm.scale)
     # all arms of a task start from the same noise
     key = jax.random.key(number)
     state = _sample(sizes, settings, weights, context, source.observation, key)
@@ -172,7 +173,7 @@ def _stored(file: Path) -> Judged:
 
 def fingerprint(study: Study) -> str:
     """Changes with the weights, the judge, the tasks and every setting of the sampler."""
-    recipe = study.model.variant, sorted(study.model.calibration.items()), Settings(), study.steps
+    recipe = study.model.variant, sorted(study.model.calibration.items()), study.settings
     digest = hashlib.sha256(repr(recipe).encode())
     boxes, captions = zip(*((task.boxes, task.captions) for task in study.tasks))
     digest.update(repr(captions).encode())
@@ -192,7 +193,14 @@ def prepare(arguments: Arguments) -> Study:
     prompts = ["", *sorted({caption for task in tasks for caption in task.captions})]
     embedded = embed_prompts(find_model(arguments.model), sizes, prompts)
     contexts = dict(zip(prompts, np.asarray(embedded.context), strict=True))
-    return Study(model, judge, tasks, contexts, arguments.steps)
+    settings = Settings(
+        latent_mask=arguments.latent_mask,
+        consistency=arguments.consistency,
+        steps=arguments.steps,
+        variance_scale=variance_scale(model, arguments.latent_mask),
+    )
+    check(settings)
+    return Study(model, judge, tasks, contexts, settings)
 
 
 def judge_the_judge(study: Study, data: Path) -> dict[str, list]:
@@ -247,7 +255,8 @@ def facts(arguments: Arguments) -> Facts:
     _, manifest = load(find_model(arguments.model) / "vae.safetensors")
     stages = manifest["trained"].items()
     trained = ", ".join(f"{r['steps']} steps ({name}, {r['minutes']} min)" for name, r in stages)
-    return Facts(f"python -m experiments.adherence {given}".strip(), arguments.steps, trained)
+    sampler = f"{arguments.latent_mask} mask, {arguments.consistency}, {arguments.steps} steps"
+    return Facts(f"python -m experiments.adherence {given}".strip(), sampler, trained)
 
 
 def main(arguments: Arguments) -> None:

@@ -41,7 +41,7 @@ class Facts(NamedTuple):
     """Where the numbers come from."""
 
     command: str
-    steps: int
+    sampler: str
     trained: str
 
 
@@ -86,7 +86,7 @@ def report(
     page = "\n".join([
         "# Do edits show what their prompts ask for?", "",
         f"`{facts.command}`", "",
-        f"{facts.steps} steps; model trained for {facts.trained}. {device}, {versions},"
+        f"{facts.sampler}; model trained for {facts.trained}. {device}, {versions},"
         f" {seconds:.0f} seconds for {len(chosen) + len(reported)} edits.", "",
         "A task is a held-out scene, a rough box around one of its objects in every frame"
         f" (mean {100 * np.mean([r['masked'] for r in reported]):.0f} % of the pixels), and a"

@@ -186,7 +186,7 @@ def study(right, none, loss=0.5):
     reported = some(20, right, NEW, NOTHING, 3.0, loss=loss)
     reported += some(20, 0, OLD, NOTHING, 3.0) + some(20, none, NONE, NOTHING, 1.0)
     rights = {"as rendered": [[True, True]] * 100}
-    text, raw = report(chosen, reported, best_guidance(chosen), rights, Facts("x", 24, "y"))
+    text, raw = report(chosen, reported, best_guidance(chosen), rights, Facts("x", "24 steps", "y"))
     return text, json.loads(raw)
 
 
