@@ -9,6 +9,7 @@ stills that it was trained on two to three times better than those of others).
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from ic_jax.models.variants import VARIANTS
 
 NANO = VARIANTS["nano"]
 FIRST_STILL_SEED = 10_000
+_OTHER_SIDE = {"left": "right", "right": "left"}
 CHUNK = 500  # scenes in one file; a run that was cut off goes on with the next
 
 
@@ -119,7 +121,7 @@ def _said(seed: int, mirrored: bool) -> str:
     text = caption(scene_of(seed, NANO.frames, NANO.height, NANO.width)[0])
     if not mirrored:
         return text
-    return " ".join({"left": "right", "right": "left"}.get(word, word) for word in text.split(" "))
+    return re.sub(r"\b(left|right)\b", lambda side: _OTHER_SIDE[side[0]], text)
 
 
 if __name__ == "__main__":
