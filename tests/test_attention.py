@@ -1,15 +1,22 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ic_jax.models import attention as module
-from ic_jax.models.attention import attention
+from ic_jax.errors import InputError
+from ic_jax.models import attention as package
+from ic_jax.models.attention import KERNELS, attention, chunks, kernel
+from ic_jax.models.attention.chunks import chunked
+from ic_jax.models.attention.tpu import splash
+
+interpreted = partial(splash, interpret=True)
 
 
-def draw(queries, keys, dtype=jnp.float32):
+def draw(queries, keys, dtype=jnp.float32, head_dim=8, heads=3):
     rng = np.random.default_rng(0)
-    shapes = ((2, queries, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8))
+    shapes = ((2, n, heads, head_dim) for n in (queries, keys, keys))
     return [jnp.asarray(rng.standard_normal(s), dtype) for s in shapes]
 
 
@@ -21,31 +28,120 @@ def exact(q, k, v):
     return np.einsum("bhlm,bmhd->blhd", weights, v)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 7, 1000])
-def test_equals_float64_attention_at_any_chunk_length(monkeypatch, chunk):
-    q, k, v = draw(queries=35, keys=19)
-    monkeypatch.setattr(module, "_SCORE_BUDGET", chunk * 2 * 3 * 19)
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of `length` queries, of as many `keys`."""
+
+    def set_to(length, keys):
+        monkeypatch.setattr(chunks, "_WHOLE", 0)
+        monkeypatch.setattr(chunks, "_CHUNK", length * keys)
+
+    return set_to
+
+
+@pytest.mark.parametrize("length", [1, 5, 7, 1000])
+def test_equals_float64_attention_at_any_chunk_length(small_chunks, length):
+    arrays = draw(queries=35, keys=19)
+    small_chunks(length, 19)
     with jax.default_matmul_precision("highest"):
-        np.testing.assert_allclose(attention(q, k, v), exact(q, k, v), atol=1e-6)
+        np.testing.assert_allclose(chunked(*arrays), exact(*arrays), atol=1e-6)
 
 
-def test_chunks_hold_no_full_score_matrix(monkeypatch):
-    monkeypatch.setattr(module, "_SCORE_BUDGET", 4 * 2 * 3 * 32)
-    jaxpr = str(jax.make_jaxpr(attention)(*draw(queries=64, keys=32)))
-    assert "2,3,4,32" in jaxpr and "64,32" not in jaxpr
+def test_chunks_hold_no_full_score_matrix(small_chunks):
+    small_chunks(4, 32)
+    jaxpr = str(jax.make_jaxpr(chunked)(*draw(queries=64, keys=32)))
+    assert "f32[4,1,1,1,32]" in jaxpr and "64,32" not in jaxpr
 
 
-def test_gradient_is_the_same_in_chunks(monkeypatch):
+def test_gradient_is_the_same_in_chunks(small_chunks):
     args = draw(queries=12, keys=9)
-    gradient = jax.grad(lambda *a: jnp.sum(attention(*a) ** 2), argnums=(0, 1, 2))
+    gradient = jax.grad(lambda *a: jnp.sum(chunked(*a) ** 2), argnums=(0, 1, 2))
     whole = gradient(*args)
-    monkeypatch.setattr(module, "_SCORE_BUDGET", 5 * 2 * 3 * 9)
+    small_chunks(5, 9)
     for a, b in zip(gradient(*args), whole):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_bfloat16_keeps_its_dtype_and_a_float32_softmax():
+@pytest.mark.parametrize("function", [attention, chunked, interpreted])
+def test_bfloat16_keeps_its_dtype_and_a_float32_softmax(function):
     q, k, v = draw(queries=40, keys=300, dtype=jnp.bfloat16)
-    out = attention(q, k, v)
+    out = function(q, k, v)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), exact(q, k, v), atol=4e-3)
+
+
+# The TPU's kernel, interpreted --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "queries, keys, head_dim",
+    [(130, 257, 80), (5, 512, 128), (1030, 3, 8)],
+    ids=["image tokens, 80-wide heads", "text", "many tiles of queries"],
+)
+def test_splash_pads_tokens_and_heads_to_what_it_needs(queries, keys, head_dim):
+    arrays = draw(queries, keys, head_dim=head_dim, heads=2)
+    np.testing.assert_allclose(interpreted(*arrays), exact(*arrays), atol=1e-5)
+
+
+def test_splash_goes_over_several_tiles_of_keys():
+    arrays = draw(64, 1100, heads=1)
+    np.testing.assert_allclose(interpreted(*arrays), exact(*arrays), atol=1e-5)
+
+
+def test_tiles_are_as_few_as_will_do_and_pad_little():
+    for tokens, expected in {1: (128, 128), 257: (384, 384), 1100: (640, 1280)}.items():
+        assert package.tpu._tiles(tokens, 1024) == expected
+    assert package.tpu._tiles(32760, 1024) == (1024, 32768)
+    assert package.tpu._tiles(75600, 1024) == (1024, 75776)
+
+
+def test_splash_has_the_gradient_of_what_is_not_padding():
+    args = draw(queries=5, keys=130, heads=1)
+    gradient = lambda attend: jax.grad(lambda *a: jnp.sum(attend(*a) ** 2), argnums=(0, 1, 2))
+    for a, b in zip(gradient(interpreted)(*args), gradient(chunked)(*args)):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+# The choice -----------------------------------------------------------------------------
+
+
+def lowered(function, platform, dtype):
+    shapes = [jax.ShapeDtypeStruct((2, 32760, 12, 128), dtype)]
+    shapes += 2 * [jax.ShapeDtypeStruct((2, 512, 12, 128), dtype)]
+    return jax.export.export(jax.jit(function), platforms=[platform])(*shapes).mlir_module()
+
+
+def test_a_program_for_another_platform_gets_that_platforms_kernel():
+    assert "tpu_custom_call" in lowered(attention, "tpu", jnp.bfloat16)
+    for platform, dtype in (("tpu", jnp.float32), ("cuda", jnp.bfloat16), ("cpu", jnp.bfloat16)):
+        assert "custom_call" not in lowered(attention, platform, dtype)
+
+
+def test_a_kernel_is_had_by_name_where_the_platform_has_it():
+    assert "tpu_custom_call" in lowered(kernel("splash", "tpu"), "tpu", jnp.float32)
+    assert "custom_call" not in lowered(kernel("chunked", "tpu"), "tpu", jnp.bfloat16)
+    assert kernel("cudnn", "gpu") is KERNELS["cudnn"] and kernel("chunked") is chunked
+    for name, platform in (("splash", None), ("splash", "gpu"), ("cudnn", "tpu")):
+        with pytest.raises(InputError, match=f"{name} does not run on .*; leave the choice out"):
+            kernel(name, platform)
+    with pytest.raises(InputError, match="unknown attention 'flash'; one of chunked, cudnn"):
+        kernel("flash")
+
+
+def test_on_a_gpu_16_bits_and_narrow_heads_go_to_cudnn(monkeypatch):
+    called = []
+    monkeypatch.setattr(package, "present", lambda: True)
+    monkeypatch.setattr(package, "cudnn", lambda q, k, v: called.append(q.shape[-1]) or q)
+    for dtype, head_dim in ((jnp.bfloat16, 80), (jnp.float32, 80), (jnp.bfloat16, 384)):
+        jax.eval_shape(attention, *draw(4, 4, dtype, head_dim))
+    assert called == [80]
+
+
+def test_cudnn_gets_heads_of_a_multiple_of_8_and_the_scale_of_the_true_width(monkeypatch):
+    def stand_in(q, k, v, scale, implementation):
+        assert q.shape[-1] % 8 == 0 and implementation == "cudnn"
+        return chunked(q * scale * q.shape[-1] ** 0.5, k, v)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    arrays = draw(7, 9, head_dim=13)
+    np.testing.assert_allclose(KERNELS["cudnn"](*arrays), exact(*arrays), atol=1e-5)

@@ -1,0 +1,65 @@
+"""Softmax attention: one function, and the kernel that suits the platform behind it.
+
+name      platform     inputs                       padded inside
+chunked   any          any                          nothing
+cudnn     CUDA         16 bits, heads of up to 128  heads, to a multiple of 8
+splash    TPU          any                          tokens, to tiles; heads, to 128
+"""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float
+
+from ic_jax.errors import InputError
+
+from .chunks import chunked
+from .gpu import WIDEST, cudnn, present
+from .tpu import splash
+
+Attend = Callable[
+    [Float[Array, "b l h d"], Float[Array, "b m h d"], Float[Array, "b m h d"]],
+    Float[Array, "b l h d"],
+]
+"""Queries, keys and values to what is attended to."""
+
+KERNELS: dict[str, Attend] = {"chunked": chunked, "cudnn": cudnn, "splash": splash}
+
+_ONLY_ON = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
+
+
+def attention(
+    q: Float[Array, "b l h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
+) -> Float[Array, "b l h d"]:
+    """softmax(q kᵀ / √d) v over `m`, with a float32 softmax; the result has the dtype of `q`.
+
+    16-bit inputs take the platform's fused kernel. Those multiply in 16 bits whatever they are
+    given, so that float32 goes by `chunked`, at the precision that JAX is set to.
+    """
+    if q.dtype.itemsize > 2:
+        return chunked(q, k, v)
+    # The platform is known when a program is lowered, and not yet when it is traced: this process
+    # may export for another one, or keep some arrays on its CPU. Other branches are dropped then.
+    fused: dict[str, Attend] = {"tpu": splash}
+    # A program for CUDA that is exported from elsewhere goes by `chunked`.
+    if present() and q.shape[-1] <= WIDEST:
+        fused["cuda"] = cudnn
+    return jax.lax.platform_dependent(q, k, v, default=chunked, **fused)
+
+
+def kernel(name: str, platform: str | None = None) -> Attend:
+    """The implementation of that name, in place of `attention`'s own choice.
+
+    `platform` is what it will run on, "cpu", "gpu", "cuda" or "tpu"; None for JAX's default.
+
+    Raises:
+        InputError: an unknown name, or a kernel that the platform does not have.
+    """
+    if name not in KERNELS:
+        raise InputError(f"unknown attention {name!r}; one of {', '.join(KERNELS)}")
+    platform = platform or jax.default_backend()
+    if platform not in _ONLY_ON.get(name, (platform,)):
+        raise InputError(
+            f"attention {name} does not run on {platform}; leave the choice out, or take chunked"
+        )
+    return KERNELS[name]

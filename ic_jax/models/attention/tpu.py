@@ -1,0 +1,78 @@
+"""Splash attention: the TPU's fused kernel, written in Pallas and shipped with JAX."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jaxtyping import Array, Float
+
+_LANES = 128
+
+# Rows of a tile. A tile of scores takes 2 MiB, so that all of a kernel's tiles fit into the 16 MiB
+# of vector memory that the compiler grants without further flags.
+_QUERIES = 1024
+_KEYS = 512
+
+
+def splash(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    interpret: bool = False,
+) -> Float[Array, "b l h d"]:
+    """softmax(q kᵀ / √d) v in tiles that never leave the chip, with a float32 softmax.
+
+    Tokens are padded to whole tiles and heads to whole lanes of 128; what is padded is
+    attended to by nobody. `interpret` runs the kernel on any platform, slowly.
+    """
+    queries, keys, head_dim = q.shape[1], k.shape[1], q.shape[-1]
+    block_q, padded_q = _tiles(queries, _QUERIES)
+    block_kv, padded_kv = _tiles(keys, _KEYS)
+    lanes = -(-head_dim // _LANES) * _LANES
+    attend = _kernel(block_q, block_kv, interpret)
+    segments = None
+    if padded_kv > keys:
+        # Tokens attend to their own segment alone. Queries that are padding are cut off below.
+        real = (jnp.arange(padded_kv) < keys).astype(jnp.int32)
+        segments = kernels.SegmentIds(jnp.ones(padded_q, jnp.int32), real)
+
+    def fitted(x: Float[Array, "b n h d"], tokens: int) -> Float[Array, "b h n2 d2"]:
+        _, n, _, d = x.shape
+        return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, tokens - n), (0, 0), (0, lanes - d))), 2, 1)
+
+    arrays = fitted(q * head_dim**-0.5, padded_q), fitted(k, padded_kv), fitted(v, padded_kv)
+    out = jax.vmap(lambda q, k, v: attend(q, k, v, segments))(*arrays)
+    return jnp.moveaxis(out, 1, 2)[:, :queries, :, :head_dim]
+
+
+def _tiles(tokens: int, most: int) -> tuple[int, int]:
+    """The rows of a tile, at most `most`, and those of all tiles: as few as will do."""
+    count = -(-tokens // most)
+    block = -(-tokens // (count * _LANES)) * _LANES
+    return block, count * block
+
+
+def _kernel(block_q: int, block_kv: int, interpret: bool) -> kernels.SplashAttentionKernel:
+    sizes = kernels.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    # Every tile counts. JAX's own maker of kernels would go over all of them on the host to see.
+    all_tiles = MaskInfo(None, None, None, None, None)
+    return kernels.SplashAttentionKernel(
+        all_tiles,
+        all_tiles,
+        all_tiles,
+        block_sizes=sizes,
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=kernels.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=None,
+        mask_function=None,
+        interpret=interpret,
+    )
