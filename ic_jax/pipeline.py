@@ -12,12 +12,15 @@ weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one 
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .conditioning import condition
@@ -30,7 +33,8 @@ from .models import wan_vae
 from .models.clip_vision import encode_image
 from .models.layout import Layout
 from .models.variants import Variant
-from .models.wan_dit import WanDiT
+from .models.wan_dit import Prepared, WanDiT
+from .sampling import caching
 from .sampling.consistency import CleanVariance, unit_gaussian
 from .sampling.denoiser import Denoiser, Velocity, denoiser, guided
 from .sampling.methods import method
@@ -75,6 +79,8 @@ class Settings:
     """The same for the low-noise expert of a model of two."""
     shift: float | None = None
     """Shift of the noise levels: larger spends more steps on noise."""
+    reuse: int = 0
+    """Steps in a row that take over what the model's blocks said before; 0 asks them at each."""
     renoise: float = 0.0
     """Share of the noise drawn anew at every step, in [0, 1]; costs unipc and dpmpp_2m an order."""
     variance_scale: float | None = None
@@ -222,11 +228,20 @@ def sample(
 
 def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State, Level]:
     """Pure noise, and the levels that lead from it to a clean latent."""
-    shift = sizes.shift if settings.shift is None else settings.shift
     shape = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
-    schedule, solver = SOLVERS[settings.solver or sizes.solver]
-    levels = schedule(settings.steps or sizes.steps, shift)
-    return start(key, shape, solver(settings.renoise)), levels
+    _, solver = SOLVERS[settings.solver or sizes.solver]
+    state = start(key, shape, solver(settings.renoise))
+    if settings.reuse:
+        tokens = prod(shape[:3]) // prod(sizes.dit.patch)
+        said = (_room(sizes, settings), tokens, sizes.dit.dim)
+        state = caching.empty(state, jax.ShapeDtypeStruct(said, jnp.float32))
+    return state, _levels(sizes, settings)
+
+
+def _levels(sizes: Variant, settings: Settings) -> Level:
+    shift = sizes.shift if settings.shift is None else settings.shift
+    schedule, _ = SOLVERS[settings.solver or sizes.solver]
+    return schedule(settings.steps or sizes.steps, shift)
 
 
 def stages(sizes: Variant, settings: Settings, levels: Level) -> list[tuple[Part, Level]]:
@@ -250,25 +265,29 @@ def proceed(
     settings: Settings,
     part: Part,
     weights: Weights,
-    context: Float[Array, "2 l d"],
+    context: Float[Array, "2 l d"] | Prepared,
     observation: Observation,
     state: State,
     levels: Level,
     layout: Layout = Layout(),
 ) -> State:
-    """Sample through `levels`, which are all of one part: all of them, or the next few."""
+    """Sample through `levels`, which are all of one part: all of them, or the next few.
+
+    Where it is the next few, `prepare` the context once.
+    """
     _, solver = SOLVERS[settings.solver or sizes.solver]
-    step = method(
+    consistent = method(
         settings.consistency if part.acts else "none",
         **_options(settings),
         r2=clean_variance(settings, weights),
         pixels=_pixels(sizes, weights, observation),
-    )(
-        denoiser_of(sizes, settings, part, weights, context, observation.conditioning, layout),
-        solver(settings.renoise),
-        observation.measurement.latent,
-        observation.mask,
     )
+    known = sizes, settings, part, weights, context, observation.conditioning, layout
+    measured = solver(settings.renoise), observation.measurement.latent, observation.mask
+    if settings.reuse:
+        step = caching.reusing(consistent, halves_of(*known), _reused(sizes, settings), *measured)
+    else:
+        step = consistent(denoiser_of(*known), *measured)
     return advance(step, state, levels)
 
 
@@ -277,7 +296,7 @@ def refresh(
     settings: Settings,
     part: Part,
     weights: Weights,
-    context: Float[Array, "2 l d"],
+    context: Float[Array, "2 l d"] | Prepared,
     observation: Observation,
     state: State,
     levels: Level,
@@ -289,7 +308,8 @@ def refresh(
     of the first fill, so it trusts the better one too little rather than too much.
     """
     level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
-    denoise = denoiser_of(sizes, settings, part, weights, context, observation.conditioning, layout)
+    known = sizes, settings, part, weights, context, observation.conditioning, layout
+    denoise = denoiser_of(*known)
     pixels = _pixels(sizes, weights, observation)
     seen = observation.visible[..., None]
     decoded = pixels.decode(denoise(state.x, level).clean)
@@ -311,36 +331,116 @@ def denoiser_of(
     settings: Settings,
     part: Part,
     weights: Weights,
-    context: Float[Array, "2 l d"],
+    context: Float[Array, "2 l d"] | Prepared,
     conditioning: Conditioning | None,
     layout: Layout = Layout(),
 ) -> Denoiser:
-    """The model as the sampler asks it: the part's expert, guided by the prompt."""
-    dit = getattr(weights, part.expert)
-    velocity = _velocity(sizes, dit, context, conditioning, layout)
+    """The model as the sampler asks it: the part's expert, guided by the prompt.
+
+    `context` may be what `prepare` made of it, which saves that work where this is called often.
+    """
+    if not isinstance(context, Prepared):
+        context = prepare(sizes, settings, part, weights, context, conditioning, layout)
+    network = _network(sizes, part, weights, layout)
+
+    def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
+        return network(_shown(x, conditioning), timestep, context, method="velocity")
+
+    return _guided(sizes, settings, part, velocity)
+
+
+def halves_of(
+    sizes: Variant,
+    settings: Settings,
+    part: Part,
+    weights: Weights,
+    context: Float[Array, "2 l d"] | Prepared,
+    conditioning: Conditioning | None,
+    layout: Layout,
+) -> caching.Halves:
+    """The same model, cut around its blocks."""
+    if not isinstance(context, Prepared):
+        context = prepare(sizes, settings, part, weights, context, conditioning, layout)
+    network = _network(sizes, part, weights, layout)
+    prompts = _prompts(sizes, settings, part.expert)
+
+    def deep(x: Float[Array, "t h w c"], level: Level) -> Float[Array, "b l d"]:
+        both = _shown(jnp.stack([x] * prompts), conditioning), jnp.stack([level.timestep] * prompts)
+        said = network(*both, context, method="residual")
+        return jnp.resize(said, (_room(sizes, settings), *said.shape[1:]))
+
+    def around(said: Float[Array, "b l d"]) -> Denoiser:
+        def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
+            x = _shown(x, conditioning)
+            return network(x, timestep, said[:prompts], method="velocity_around")
+
+        return _guided(sizes, settings, part, velocity)
+
+    return caching.Halves(deep, around)
+
+
+def _room(sizes: Variant, settings: Settings) -> int:
+    """Prompts of the expert with the most of them: both write to the same memory."""
+    experts = ("dit",) if sizes.boundary is None else ("dit", "dit_low")
+    return max(_prompts(sizes, settings, expert) for expert in experts)
+
+
+def _reused(sizes: Variant, settings: Settings) -> Float[np.ndarray, " n"]:
+    """The noise levels whose steps do not ask the blocks; an expert's first one does."""
+    levels = _levels(sizes, settings)
+    flags = caching.every(len(levels.sigma), settings.reuse)
+    low = levels.timestep < TRAIN_TIMESTEPS * (sizes.boundary or 0.0)
+    flags[1:] &= low[1:] == low[:-1]
+    return levels.sigma[flags]
+
+
+def prepare(
+    sizes: Variant,
+    settings: Settings,
+    part: Part,
+    weights: Weights,
+    context: Float[Array, "2 l d"],
+    conditioning: Conditioning | None,
+    layout: Layout = Layout(),
+) -> Prepared:
+    """What a part's expert makes of the prompts and of an image, for all of its steps.
+
+    Both prompts, in one batch, or without guidance the last alone.
+    """
+    context = context[-_prompts(sizes, settings, part.expert) :]
+    tokens = None
+    if conditioning is not None:
+        times = lambda leaf: jnp.broadcast_to(leaf, (len(context), *leaf.shape))
+        tokens = jax.tree.map(times, conditioning.tokens)
+    grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)[:3]
+    network = _network(sizes, part, weights, layout)
+    return network(grid, context, tokens, method="prepare")
+
+
+def _guided(sizes: Variant, settings: Settings, part: Part, velocity: Velocity) -> Denoiser:
     scale = guidance_scale(sizes, settings, part.expert)
     return denoiser(velocity) if scale == 1 else guided(velocity, scale)
 
 
-def _velocity(
-    sizes: Variant,
-    dit,
-    context: Float[Array, "2 l d"],
-    conditioning: Conditioning | None,
-    layout: Layout,
-) -> Velocity:
-    """The transformer with its conditions: as many as clips, both prompts or the last alone."""
+def _prompts(sizes: Variant, settings: Settings, expert: str) -> int:
+    """How many the expert is asked with: without guidance, the negative one has no say."""
+    return 1 if guidance_scale(sizes, settings, expert) == 1 else 2
+
+
+def _shown(
+    x: Float[Array, "b t h w c"], conditioning: Conditioning | None
+) -> Float[Array, "b t h w c2"]:
+    """What an image model is shown lies beside the noise."""
+    if conditioning is None:
+        return x
+    channels = jnp.broadcast_to(conditioning.channels, (len(x), *conditioning.channels.shape))
+    return jnp.concatenate([x, channels], axis=-1)
+
+
+def _network(sizes: Variant, part: Part, weights: Weights, layout: Layout) -> Callable[..., Any]:
+    """The part's expert: its inputs, and the `method` that is meant."""
     network = WanDiT(sizes.dit, dtype=jnp.dtype(sizes.dtype), layout=layout)
-
-    def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
-        times = lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape))
-        tokens = None
-        if conditioning is not None:
-            x = jnp.concatenate([x, times(conditioning.channels)], axis=-1)
-            tokens = jax.tree.map(times, conditioning.tokens)
-        return network.apply({"params": dit}, x, timestep, context[-len(x) :], tokens)
-
-    return velocity
+    return partial(network.apply, {"params": getattr(weights, part.expert)})
 
 
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:

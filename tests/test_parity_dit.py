@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,23 @@ def test_bfloat16_stays_near_float32():
     rough = apply(SMALL, half, *args, dtype=jnp.bfloat16)
     assert rough.dtype == jnp.float32
     assert np.sqrt(np.mean((rough - out) ** 2)) < 0.03 * np.sqrt(np.mean(out**2))
+
+
+@pytest.mark.parametrize("form", ["text", "image"])
+def test_what_was_prepared_serves_every_step(form):
+    config = CONFIGS[form]
+    params = {"params": converted(config, oracles.state_of(oracle(config)))}
+    latent, timestep, *contexts = inputs(config)
+    network = WanDiT(config)
+    prepare = jax.jit(partial(network.apply, method="prepare"), static_argnums=1)
+    velocity = jax.jit(partial(network.apply, method="velocity"))
+    prepared = prepare(params, latent.shape[1:4], *contexts)
+    assert prepared.text.keys.shape == (2, 2, config.text_len, 2, 24)
+    for noisy, at in ((latent, timestep), (0.5 * latent, timestep / 2)):
+        whole = jax.jit(network.apply)(params, noisy, at, *contexts)
+        np.testing.assert_allclose(velocity(params, noisy, at, prepared), whole, atol=1e-6)
+    hlo = velocity.lower(params, latent, timestep, prepared).as_text()
+    assert f"x{config.text_dim}x{config.dim}x" not in hlo
 
 
 def test_a_layout_attends_and_places_the_tokens():

@@ -93,6 +93,19 @@ def test_segments_of_a_run_make_the_whole_bit_for_bit(weights, moved):
     np.testing.assert_array_equal(whole.x, state.x)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_prompts_that_were_prepared_once_serve_every_segment(weights, moved, guidance_scale):
+    settings = replace(QUICK, guidance_scale=guidance_scale)
+    observation = observe(TINY, settings, weights, moved, moved, KEY)
+    prepared = jax.jit(partial(pipeline.prepare, TINY, settings, Part()))(weights, CONTEXT, None)
+    assert prepared.text.keys.shape[1] == (1 if guidance_scale == 1 else 2)
+    go = jax.jit(partial(pipeline.proceed, TINY, settings, Part()))
+    state, levels = pipeline.begin(TINY, settings, KEY)
+    one = go(weights, CONTEXT, observation, state, levels)
+    other = go(weights, prepared, observation, state, levels)
+    np.testing.assert_allclose(one.x, other.x, atol=1e-5)
+
+
 def test_settings_left_out_are_the_models_own():
     spelled = Settings(steps=TINY.steps, shift=TINY.shift)
     for a, b in zip(*(pipeline.begin(TINY, s, KEY)[1] for s in (Settings(), spelled))):
@@ -218,3 +231,35 @@ def test_a_refreshed_measurement_differs_where_nothing_was_seen(weights, moved):
     np.testing.assert_allclose(after.measurement.latent, encoded, atol=1e-5)
     without = run(TINY, settings, weights, moved, CONTEXT, KEY)
     assert np.abs(run(TINY, middle, weights, moved, CONTEXT, KEY) - without).max() > 1e-4
+
+
+# Reuse --------------------------------------------------------------------------------
+
+
+def test_a_step_that_asks_the_blocks_is_the_same_whether_others_reuse_or_not(moved):
+    weights = tiny_weights(SHOWN)
+    observation = observe(SHOWN, QUICK, weights, moved, moved, KEY)
+    plain, reusing = (replace(QUICK, steps=1, reuse=n) for n in (0, 3))
+    one, other = (
+        jax.jit(partial(pipeline.sample, SHOWN, settings))(weights, CONTEXT, observation, KEY)
+        for settings in (plain, reusing)
+    )
+    np.testing.assert_allclose(one.x, other.x, atol=1e-5)
+
+
+def test_experts_reuse_what_they_said_themselves(moved):
+    settings = replace(QUICK, reuse=5)
+    _, levels = pipeline.begin(TWO, settings, KEY)
+    (_, high), (_, low) = pipeline.stages(TWO, settings, levels)
+    reused = set(pipeline._reused(TWO, settings).tolist())
+    assert high.sigma[0] not in reused and low.sigma[0] not in reused
+    assert reused == set(levels.sigma.tolist()) - {high.sigma[0], low.sigma[0]}
+
+    weights = tiny_weights()._replace(dit_low=tiny_weights().dit)
+    observation = observe(TWO, settings, weights, moved, moved, KEY)
+    run = lambda settings: jax.jit(partial(pipeline.sample, TWO, settings))(
+        weights, CONTEXT, observation, KEY
+    )
+    often, seldom = run(replace(settings, reuse=0)), run(settings)
+    assert seldom.memory[1].shape[0] == 2
+    assert 1e-4 < np.abs(often.x - seldom.x).max() < np.abs(often.x).max()

@@ -1,6 +1,7 @@
 """The Wan 2.1 diffusion transformer (arXiv 2503.20314): noisy latents to a velocity."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -40,6 +41,21 @@ class DiTConfig:
         return self.dim // self.num_heads
 
 
+class KeysValues(NamedTuple):
+    """What queries attend to, split into heads; of all layers, along a leading axis."""
+
+    keys: Float[Array, "*n b m h d"]
+    values: Float[Array, "*n b m h d"]
+
+
+class Prepared(NamedTuple):
+    """What all steps of a clip have in common: made once, and a pytree like the weights."""
+
+    text: KeysValues
+    image: KeysValues | None
+    tables: RotaryTables
+
+
 class WanDiT(nn.Module):
     """Velocity of a noisy latent, given text and, in image models, CLIP tokens.
 
@@ -54,7 +70,28 @@ class WanDiT(nn.Module):
     remat: bool = False
     layout: Layout = Layout()
 
-    @nn.compact
+    def setup(self):
+        cfg = self.config
+        self.patch_embedding = _dense(cfg.dim, self.dtype)
+        self.time_embedding = _TimeEmbedding(cfg)
+        self.text_embedding = _TextEmbedding(cfg, self.dtype)
+        if cfg.image_dim is not None:
+            self.image_embedding = _ImageEmbedding(cfg, self.dtype)
+        over_layers = {
+            "variable_axes": {"params": 0},
+            "split_rngs": {"params": True},
+            "length": cfg.num_layers,
+        }
+        everywhere = nn.broadcast
+        self.blocks = nn.scan(
+            nn.remat(_Block, prevent_cse=False) if self.remat else _Block,
+            methods={
+                "keys_values": over_layers | {"in_axes": (everywhere, everywhere)},
+                "__call__": over_layers | {"in_axes": (everywhere, 0, 0, everywhere)},
+            },
+        )(cfg, self.dtype, self.layout)
+        self.head = _Head(cfg, self.dtype)
+
     def __call__(
         self,
         x: Float[Array, "b f h w c"],
@@ -62,42 +99,83 @@ class WanDiT(nn.Module):
         context: Float[Array, "b l d"],
         image_context: Float[Array, "b m e"] | None = None,
     ) -> Float[Array, "b f h w c_out"]:
-        """Predict noise - clean for `x`, which carries any conditioning on its channel axis.
+        """`prepare`, `velocity`."""
+        prepared = self.prepare(x.shape[1:4], context, image_context)
+        return self.velocity(x, timestep, prepared)
 
-        `timestep` runs from 0 (clean) to 1000 (noise). `context` holds text embeddings with
-        zeros for padding, up to `text_len`; padding takes part in attention, as in Wan.
+    def prepare(
+        self,
+        grid: tuple[int, ...],
+        context: Float[Array, "b l d"],
+        image_context: Float[Array, "b m e"] | None = None,
+    ) -> Prepared:
+        """What does not depend on the step, for latents of `grid`, (frames, rows, columns).
+
+        `context` holds text embeddings with zeros for padding, up to `text_len`; padding takes
+        part in attention, as in Wan. Keys are normalised, and the tables of the rotation made.
         """
         cfg = self.config
-        grid = tuple(n // p for n, p in zip(x.shape[1:4], cfg.patch))
-        pt, ph, pw = cfg.patch
+        context = jnp.pad(context, ((0, 0), (0, cfg.text_len - context.shape[1]), (0, 0)))
+        context = self.text_embedding(context)
+        if cfg.image_dim is not None:
+            image_context = self.image_embedding(image_context)
+        _, (text, image) = self.blocks.keys_values((), context, image_context)
+        return Prepared(text, image, rotary_tables(self._patches(grid), cfg.head_dim))
+
+    def velocity(
+        self, x: Float[Array, "b f h w c"], timestep: Float[Array, " b"], prepared: Prepared
+    ) -> Float[Array, "b f h w c_out"]:
+        """Predict noise - clean for `x`, which carries any conditioning on its channel axis.
+
+        `timestep` runs from 0 (clean) to 1000 (noise); `prepared` is for the same batch.
+        """
+        time, modulation = self.time_embedding(timestep)
+        tokens = self._through(self._tokens(x), modulation, prepared)
+        return self._latent(self.head(tokens, time), x.shape[1:4])
+
+    def residual(
+        self, x: Float[Array, "b f h w c"], timestep: Float[Array, " b"], prepared: Prepared
+    ) -> Float[Array, "b l d"]:
+        """What all blocks add to the tokens: nearly all of the work of `velocity`."""
+        tokens = self._tokens(x)
+        _, modulation = self.time_embedding(timestep)
+        return self._through(tokens, modulation, prepared) - tokens
+
+    def velocity_around(
+        self,
+        x: Float[Array, "b f h w c"],
+        timestep: Float[Array, " b"],
+        residual: Float[Array, "b l d"],
+    ) -> Float[Array, "b f h w c_out"]:
+        """`velocity`, if `residual` is that of the same inputs; it may be an older one's."""
+        time, _ = self.time_embedding(timestep)
+        return self._latent(self.head(self._tokens(x) + residual, time), x.shape[1:4])
+
+    def _tokens(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b l d"]:
+        pt, ph, pw = self.config.patch
         patches = rearrange(
             x, "b (f pt) (h ph) (w pw) c -> b (f h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw
         )
-        tokens = _dense(cfg.dim, self.dtype, "patch_embedding")(patches).astype(jnp.float32)
+        return self.patch_embedding(patches).astype(jnp.float32)
 
-        time, modulation = _TimeEmbedding(cfg, name="time_embedding")(timestep)
-        context = jnp.pad(context, ((0, 0), (0, cfg.text_len - context.shape[1]), (0, 0)))
-        context = _TextEmbedding(cfg, self.dtype, name="text_embedding")(context)
-        if cfg.image_dim is not None:
-            image_context = _ImageEmbedding(cfg, self.dtype, name="image_embedding")(image_context)
+    def _through(
+        self, tokens: Float[Array, "b l d"], modulation: Float[Array, "b 6 d"], prepared: Prepared
+    ) -> Float[Array, "b l d"]:
+        text, image, tables = prepared
+        return self.blocks(tokens, modulation, text, image, tables)[0]
 
-        blocks = nn.scan(
-            nn.remat(_Block, prevent_cse=False) if self.remat else _Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast,) * 4,
-            length=cfg.num_layers,
-        )(cfg, self.dtype, self.layout, name="blocks")
-        tables = rotary_tables(grid, cfg.head_dim)
-        tokens, _ = blocks(tokens, modulation, context, image_context, tables)
-
-        out = _Head(cfg, self.dtype, name="head")(tokens, time)
-        f, h, w = grid
+    def _latent(
+        self, patches: Float[Array, "b l p"], grid: tuple[int, ...]
+    ) -> Float[Array, "b f h w c_out"]:
+        (f, h, w), (pt, ph, pw) = self._patches(grid), self.config.patch
         return rearrange(
-            out,
+            patches,
             "b (f h w) (pt ph pw c) -> b (f pt) (h ph) (w pw) c",
             f=f, h=h, w=w, pt=pt, ph=ph, pw=pw,
         )  # fmt: skip
+
+    def _patches(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n // p for n, p in zip(grid, self.config.patch, strict=True))
 
 
 def time_sinusoid(timestep: Float[Array, " b"], features: int) -> Float[Array, "b features"]:
@@ -179,10 +257,10 @@ class _ImageEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, image_context: Float[Array, "b m e"]) -> Float[Array, "b m d"]:
-        x = _affine_norm("norm1", 1e-5)(image_context)
+        x = _affine_norm(1e-5, "norm1")(image_context)
         x = nn.gelu(_dense(self.config.image_dim, self.dtype, "fc1")(x), approximate=False)
         x = _dense(self.config.dim, self.dtype, "fc2")(x)
-        return _affine_norm("norm2", 1e-5)(x).astype(self.dtype)
+        return _affine_norm(1e-5, "norm2")(x).astype(self.dtype)
 
 
 class _Block(nn.Module):
@@ -190,32 +268,45 @@ class _Block(nn.Module):
     dtype: DTypeLike
     layout: Layout
 
-    @nn.compact
+    def setup(self):
+        cfg = self.config
+        self.modulation = self.param("modulation", init.normal(cfg.dim**-0.5), (6, cfg.dim))
+        self.norm = _layer_norm()
+        self.self_attn = _SelfAttention(cfg, self.dtype, self.layout)
+        self.cross_norm = _affine_norm(_EPS)
+        self.cross_attn = _CrossAttention(cfg, self.dtype, self.layout)
+        self.ffn_fc1 = _dense(cfg.ffn_dim, self.dtype)
+        self.ffn_fc2 = _dense(cfg.dim, self.dtype)
+
+    def keys_values(
+        self,
+        carry: tuple[()],
+        context: Float[Array, "b t d"],
+        image_context: Float[Array, "b m d"] | None,
+    ) -> tuple[tuple[()], tuple[KeysValues, KeysValues | None]]:
+        """The carry of the scan over layers is empty: they do not depend on each other."""
+        return carry, self.cross_attn.keys_values(context, image_context)
+
     def __call__(
         self,
         x: Float[Array, "b l d"],
         modulation: Float[Array, "b 6 d"],
-        context: Float[Array, "b t d"],
-        image_context: Float[Array, "b m d"] | None,
+        text: KeysValues,
+        image: KeysValues | None,
         tables: RotaryTables,
     ) -> tuple[Float[Array, "b l d"], None]:
-        cfg = self.config
-        own = self.param("modulation", init.normal(cfg.dim**-0.5), (6, cfg.dim))
-        parts = jnp.split(own.astype(jnp.float32) + modulation, 6, axis=1)
+        parts = jnp.split(self.modulation.astype(jnp.float32) + modulation, 6, axis=1)
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts
 
         x = self.layout.place(x)
-        y = _layer_norm()(x) * (1 + scale_attn) + shift_attn
-        attend = _SelfAttention(cfg, self.dtype, self.layout, name="self_attn")
-        x = x + gate_attn * attend(y, tables)
+        y = self.norm(x) * (1 + scale_attn) + shift_attn
+        x = x + gate_attn * self.self_attn(y, tables)
 
-        y = _affine_norm("cross_norm", _EPS)(x)
-        attend = _CrossAttention(cfg, self.dtype, self.layout, name="cross_attn")
-        x = x + attend(y, context, image_context)
+        x = x + self.cross_attn(self.cross_norm(x), text, image)
 
-        y = _layer_norm()(x) * (1 + scale_ffn) + shift_ffn
-        y = nn.gelu(_dense(cfg.ffn_dim, self.dtype, "ffn_fc1")(y), approximate=True)
-        return x + gate_ffn * _dense(cfg.dim, self.dtype, "ffn_fc2")(y), None
+        y = self.norm(x) * (1 + scale_ffn) + shift_ffn
+        y = nn.gelu(self.ffn_fc1(y), approximate=True)
+        return x + gate_ffn * self.ffn_fc2(y), None
 
 
 class _SelfAttention(nn.Module):
@@ -241,27 +332,34 @@ class _CrossAttention(nn.Module):
     dtype: DTypeLike
     layout: Layout
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        context: Float[Array, "b t d"],
-        image_context: Float[Array, "b m d"] | None,
-    ) -> Float[Array, "b l d"]:
-        heads = self.config.num_heads
+    def setup(self):
         dim = self.config.dim
-
-        def attend(tokens: Float[Array, "b m d"], suffix: str) -> Float[Array, "b l h e"]:
-            k = _dense(dim, self.dtype, "k" + suffix)(tokens)
-            k = _rms_norm(self.dtype, "norm_k" + suffix)(k)
-            v = _dense(dim, self.dtype, "v" + suffix)(tokens)
-            return self.layout.attend_context(q, _split(k, heads), _split(v, heads))
-
-        q = _split(_rms_norm(self.dtype, "norm_q")(_dense(dim, self.dtype, "q")(x)), heads)
-        out = attend(context, "")
+        self.q, self.norm_q = _dense(dim, self.dtype), _rms_norm(self.dtype)
+        self.k, self.norm_k = _dense(dim, self.dtype), _rms_norm(self.dtype)
+        self.v = _dense(dim, self.dtype)
         if self.config.image_dim is not None:
-            out = out + attend(image_context, "_img")
-        return _dense(dim, self.dtype, "o")(_merge(out))
+            self.k_img, self.norm_k_img = _dense(dim, self.dtype), _rms_norm(self.dtype)
+            self.v_img = _dense(dim, self.dtype)
+        self.o = _dense(dim, self.dtype)
+
+    def keys_values(
+        self, context: Float[Array, "b t d"], image_context: Float[Array, "b m d"] | None
+    ) -> tuple[KeysValues, KeysValues | None]:
+        heads = self.config.num_heads
+        split = lambda keys, values: KeysValues(_split(keys, heads), _split(values, heads))
+        text = split(self.norm_k(self.k(context)), self.v(context))
+        if self.config.image_dim is None:
+            return text, None
+        return text, split(self.norm_k_img(self.k_img(image_context)), self.v_img(image_context))
+
+    def __call__(
+        self, x: Float[Array, "b l d"], text: KeysValues, image: KeysValues | None
+    ) -> Float[Array, "b l d"]:
+        q = _split(self.norm_q(self.q(x)), self.config.num_heads)
+        out = self.layout.attend_context(q, *text)
+        if image is not None:
+            out = out + self.layout.attend_context(q, *image)
+        return self.o(_merge(out))
 
 
 class _Head(nn.Module):
@@ -282,7 +380,7 @@ class _Head(nn.Module):
 
 
 def _dense(
-    features: int, dtype: DTypeLike, name: str, kernel_init=init.xavier_uniform()
+    features: int, dtype: DTypeLike, name: str | None = None, kernel_init=init.xavier_uniform()
 ) -> nn.Dense:
     # What is float32 by design stays so on GPU and TPU, whose default is a shorter mantissa.
     precision = "highest" if jnp.dtype(dtype) == jnp.float32 else None
@@ -298,11 +396,11 @@ def _layer_norm() -> nn.LayerNorm:
     )
 
 
-def _affine_norm(name: str, epsilon: float) -> nn.LayerNorm:
+def _affine_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
-def _rms_norm(dtype: DTypeLike, name: str) -> nn.RMSNorm:
+def _rms_norm(dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=_EPS, dtype=dtype, name=name)
 
 

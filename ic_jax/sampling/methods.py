@@ -30,6 +30,9 @@ class Entry(NamedTuple):
     """A measurement of everything, without error, is what comes out."""
     trajectory: bool = True
     """Whether x is noisy at every level: if not, no other method can act at some of them."""
+    single: bool = True
+    """Whether a step asks the model once, at its own x, and takes no gradient: what `caching`
+    can serve."""
 
 
 def corrects(make: Callable[..., Consistency]) -> Callable[..., Method]:
@@ -57,16 +60,16 @@ METHODS: dict[str, Entry] = {
     "flower_cov": Entry(corrects(renewals.flower_cov), "arXiv 2509.26287", False, True),
     "bayes_draw": Entry(corrects(renewals.bayes_draw), "ours, after arXiv 2509.26287", False, True),
     "trimmed": Entry(corrects(projections.trimmed), "arXiv 2405.15364", True, False),
-    "repaint": Entry(steps.repaint, "arXiv 2201.09865", False, True),
-    "langevin": Entry(steps.langevin, "ours", False, True),
-    "ding": Entry(steps.ding, "arXiv 2512.18365", False, False),
+    "repaint": Entry(steps.repaint, "arXiv 2201.09865", False, True, single=False),
+    "langevin": Entry(steps.langevin, "ours", False, True, single=False),
+    "ding": Entry(steps.ding, "arXiv 2512.18365", False, False, single=False),
     "ding_delayed": Entry(partial(steps.ding, delayed=True), "arXiv 2512.18365", False, False),
-    "gibbs": Entry(gibbs.gibbs, "arXiv 2605.11871", False, True),
-    "red_diff": Entry(variational.red_diff, "arXiv 2305.04391", False, False, trajectory=False),
-    "flair": Entry(variational.flair, "arXiv 2506.02680", False, True, trajectory=False),
+    "gibbs": Entry(gibbs.gibbs, "arXiv 2605.11871", False, True, single=False),
+    "red_diff": Entry(variational.red_diff, "arXiv 2305.04391", False, False, False, single=False),
+    "flair": Entry(variational.flair, "arXiv 2506.02680", False, True, False, single=False),
     "pixel_dds": Entry(corrects(pixel_baselines.pixel_dds), "arXiv 2303.05754", False, False),
-    "dps": Entry(pixel_baselines.dps, "arXiv 2209.14687", False, False),
-    "psld": Entry(pixel_baselines.psld, "arXiv 2307.00619", False, False),
+    "dps": Entry(pixel_baselines.dps, "arXiv 2209.14687", False, False, single=False),
+    "psld": Entry(pixel_baselines.psld, "arXiv 2307.00619", False, False, single=False),
 }
 
 
