@@ -1,0 +1,328 @@
+"""A step of the transformer against diffusers', with the same random weights and inputs.
+
+    python -m experiments.bench.dit
+
+writes experiments/results/bench_dit.md and .json. Without a GPU it compares a middle-sized
+transformer in float32 and leaves the rows of the full ones open. With one it compares the 1.3B
+model at 480×832×81 and a single block of the 14B one, in bfloat16, with torch.compile as well.
+
+Ours is one call of `velocity`, on text that was prepared before: what a sampler's step costs.
+diffusers embeds the text in every call; "ours, text included" does so too.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Two libraries share a GPU here: JAX must not take most of it at the start.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.bench.side_by_side import (
+    Call,
+    Peak,
+    Times,
+    in_turns,
+    machine,
+    mebibytes,
+    peak_of,
+    ratio,
+    spread,
+)
+from experiments.studies_report import table
+from ic_jax.cost import dit_flops, token_count
+from ic_jax.models.variants import VARIANTS
+from ic_jax.models.wan_dit import DiTConfig, WanDiT
+
+OPEN = "open: no GPU here"
+FULL = (21, 60, 104)  # the latent of 81 frames of 480×832
+
+OURS, WITH_TEXT = "ours", "ours, text included"
+EAGER, COMPILED = "diffusers", "diffusers, torch.compile"
+
+
+class Case(NamedTuple):
+    """A transformer, the latent that it is run on, and in which precision."""
+
+    config: DiTConfig
+    grid: tuple[int, int, int]
+    dtype: str
+    batch: int = 1
+    """2 as with guidance, which asks for two prompts at once."""
+
+
+CASES = {
+    "mid-size": Case(
+        DiTConfig(dim=384, ffn_dim=1536, num_heads=3, num_layers=8), (3, 60, 104), "float32"),
+}  # fmt: skip
+
+_LARGE = VARIANTS["Wan2.1-T2V-1.3B"].dit, VARIANTS["Wan2.1-T2V-14B"].dit
+GPU_CASES = {
+    "1.3B": Case(_LARGE[0], FULL, "bfloat16", batch=2),
+    "a block of 14B": Case(replace(_LARGE[1], num_layers=1), FULL, "bfloat16", batch=2),
+}
+
+
+class Result(NamedTuple):
+    """What came of one case."""
+
+    times: Times
+    peaks: dict[str, Peak]
+    first: dict[str, float]
+    """Seconds of each program's first call, in which JAX and torch.compile compile."""
+    difference: float
+    """Root mean square of ours minus theirs, over that of theirs."""
+    matmul: float
+    """FLOP/s of large matrix products here, the better of the two libraries."""
+
+
+# The two sides --------------------------------------------------------------------
+
+
+def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latents, channels last, timesteps and text."""
+    rng = np.random.default_rng(0)
+    cfg = case.config
+    latent = rng.standard_normal((case.batch, *case.grid, cfg.in_channels), np.float32)
+    text = rng.standard_normal((case.batch, cfg.text_len, cfg.text_dim), np.float32)
+    return latent, np.full(case.batch, 500, np.float32), text
+
+
+def our_calls(case: Case, params) -> dict[str, Call]:
+    """A step on prepared text, and one that prepares it itself."""
+    network = WanDiT(case.config, dtype=jnp.dtype(case.dtype))
+    latent, timestep, text = map(jnp.asarray, inputs(case))
+    text = text.astype(case.dtype)
+    prepare = jax.jit(partial(network.apply, method="prepare"), static_argnums=1)
+    step = jax.jit(partial(network.apply, method="velocity"))
+    whole = jax.jit(network.apply)
+    prepared = jax.block_until_ready(prepare({"params": params}, case.grid, text))
+    return {
+        OURS: lambda: step({"params": params}, latent, timestep, prepared),
+        WITH_TEXT: lambda: whole({"params": params}, latent, timestep, text),
+    }
+
+
+def torch_model(case: Case):
+    """diffusers' transformer with random weights, on the device that JAX computes on."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    cfg = case.config
+    torch.manual_seed(0)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    with torch.device(device):
+        module = WanTransformer3DModel(
+            num_attention_heads=cfg.num_heads,
+            attention_head_dim=cfg.head_dim,
+            in_channels=cfg.in_channels,
+            out_channels=cfg.out_channels,
+            text_dim=cfg.text_dim,
+            freq_dim=cfg.freq_dim,
+            ffn_dim=cfg.ffn_dim,
+            num_layers=cfg.num_layers,
+            cross_attn_norm=True,
+            patch_size=cfg.patch,
+        )
+    return module.to(getattr(torch, case.dtype)).eval().requires_grad_(False)
+
+
+def their_call(case: Case, module, compiled: bool = False) -> Callable[[], Any]:
+    """A call that returns when the device is done."""
+    import torch
+
+    latent, timestep, text = (torch.from_numpy(array).to(module.device) for array in inputs(case))
+    latent = latent.movedim(-1, 1).contiguous().to(module.dtype)
+    text = text.to(module.dtype)
+    run = torch.compile(module) if compiled else module
+
+    @torch.inference_mode()
+    def call():
+        out = run(latent, timestep, text, return_dict=False)[0]
+        if out.is_cuda:
+            torch.cuda.synchronize()
+        return out
+
+    return call
+
+
+def converted(case: Case, module):
+    """diffusers' weights as ours, by the converter that users have."""
+    from convert import wan_dit
+    from convert.keymap import convert_state
+
+    state = {key: tensor.float().cpu().numpy() for key, tensor in module.state_dict().items()}
+    tree = convert_state(state, wan_dit.table("diffusers"), wan_dit.target(case.config))
+    return jax.tree.map(partial(jnp.asarray, dtype=case.dtype), tree)
+
+
+# Memory, each side in a process of its own ------------------------------------------
+
+
+def our_call_alone(case: Case) -> Call:
+    """Memory does not depend on what the weights hold."""
+    from convert import wan_dit
+
+    target = wan_dit.target(case.config)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, case.dtype), target)
+    return our_calls(case, jax.block_until_ready(params))[OURS]
+
+
+def their_call_alone(case: Case, compiled: bool = False) -> Call:
+    return their_call(case, torch_model(case), compiled)
+
+
+# Measuring ------------------------------------------------------------------------
+
+
+def measure(case: Case, rounds: int, compiles: bool) -> Result:
+    """Both sides on the same weights, in turns; `compiles` asks torch.compile too."""
+    module = torch_model(case)
+    theirs = {EAGER: their_call(case, module)}
+    calls = our_calls(case, converted(case, module)) | theirs
+    peaks = {OURS: partial(our_call_alone, case), EAGER: partial(their_call_alone, case)}
+    if compiles:
+        calls[COMPILED] = their_call(case, module, compiled=True)
+        peaks[COMPILED] = partial(their_call_alone, case, compiled=True)
+    first = {name: _seconds(call) for name, call in calls.items()}
+    apart = difference(calls[OURS](), theirs[EAGER]())
+    times = in_turns(calls, rounds)
+    matmul = matmul_rate(case.dtype)
+    measured = {name: peak_of(*_spread_out(prepare)) for name, prepare in peaks.items()}
+    return Result(times, measured, first, apart, matmul)
+
+
+def _spread_out(prepare: partial) -> tuple:
+    # A process is sent a function of a module and its arguments.
+    return (prepare.func, *prepare.args, *prepare.keywords.values())
+
+
+def _seconds(call: Call) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def difference(ours: jax.Array, theirs) -> float:
+    """Root mean square of the difference over that of theirs."""
+    a = np.asarray(ours, np.float32)
+    b = np.moveaxis(theirs.float().cpu().numpy(), 1, -1)
+    return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
+
+
+def matmul_rate(dtype: str, size: int | None = None, rounds: int = 5) -> float:
+    """FLOP/s of a square matrix product: the best of `rounds`, and of both libraries."""
+    import torch
+
+    on_gpu = jax.default_backend() == "gpu"
+    size = size or (8192 if on_gpu else 2048)
+    a = jnp.ones((size, size), dtype)
+    b = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if on_gpu else "cpu")
+
+    def by_torch():
+        product = b @ b
+        if on_gpu:
+            torch.cuda.synchronize()
+        return product
+
+    product = jax.jit(jnp.matmul)
+    times = in_turns({"jax": lambda: product(a, a), "torch": by_torch}, rounds)
+    return 2 * size**3 / min(min(seconds) for seconds in times.values())
+
+
+# The page -------------------------------------------------------------------------
+
+
+def rows(name: str, case: Case, result: Result) -> list[list[str]]:
+    """One line per program."""
+    work = case.batch * dit_flops(case.config, case.grid)
+    lines = []
+    for program, seconds in result.times.items():
+        rate = work / statistics.median(seconds)
+        peak = result.peaks.get(program)
+        lines.append([
+            name, program, spread(seconds), f"{ratio(result.times, program, EAGER):.2f}",
+            f"{rate / 1e12:.3g}", f"{100 * rate / result.matmul:.0f} %",
+            "–" if peak is None else mebibytes(peak.rise),
+            "–" if peak is None else mebibytes(peak.most),
+            f"{result.first[program]:.1f} s",
+        ])  # fmt: skip
+    return lines
+
+
+def open_rows(name: str) -> list[list[str]]:
+    """What a GPU is needed for."""
+    return [[name, program, OPEN, *6 * ["–"]] for program in (OURS, WITH_TEXT, EAGER, COMPILED)]
+
+
+HEADER = [
+    "transformer", "program", "median of a step (least to most)", "over diffusers", "TFLOP/s",
+    "of matmul", "memory of a call", "peak of the process", "first call",
+]  # fmt: skip
+
+
+def page(results: dict[str, Result], cases: dict[str, Case], rounds: int) -> str:
+    lines = [line for name in results for line in rows(name, cases[name], results[name])]
+    lines += [line for name in GPU_CASES if name not in results for line in open_rows(name)]
+    facts = [_facts(name, cases[name], result) for name, result in results.items()]
+    return "\n".join([
+        "# A step of the transformer, beside diffusers", "",
+        "`python -m experiments.bench.dit`", "",
+        machine("flax", "torch", "diffusers") + ".", "",
+        *table(HEADER, lines),
+        *facts, "",
+        f"{rounds} rounds in turns in one process; ratios are medians over rounds, below 1 is"
+        " faster than diffusers. TFLOP/s are those of an analytic count of matrix products, the"
+        " text's included, over the median. Memory of a call is what the process (on a GPU, the"
+        " allocator) held at most in its first call, compilation included, beyond weights,"
+        " inputs and libraries; each side is weighed in a process of its own.", "",
+    ])  # fmt: skip
+
+
+def _facts(name: str, case: Case, result: Result) -> str:
+    cfg = case.config
+    return (
+        f"* {name}: {cfg.num_layers} layers of {cfg.dim}, {cfg.num_heads} heads of {cfg.head_dim},"
+        f" feed-forward {cfg.ffn_dim}, {token_count(cfg, case.grid)} tokens,"
+        f" {cfg.text_len} text tokens, batch {case.batch}, {case.dtype}. Ours differs from"
+        f" diffusers by {result.difference:.1g} (root mean square, relative)."
+        f" Matrix products here reach {result.matmul / 1e12:.3g} TFLOP/s."
+    )
+
+
+@dataclass
+class Arguments:
+    """Measure a step of the transformer."""
+
+    rounds: int = 7
+    results: Path = Path("experiments/results")
+
+
+def main(arguments: Arguments) -> None:
+    on_gpu = jax.default_backend() == "gpu"
+    cases = GPU_CASES if on_gpu else CASES
+    results = {name: measure(case, arguments.rounds, on_gpu) for name, case in cases.items()}
+    text = page(results, cases, arguments.rounds)
+    raw = {
+        name: result._asdict() | {"peaks": {k: p._asdict() for k, p in result.peaks.items()}}
+        for name, result in results.items()
+    }
+    raw["machine"] = machine("flax", "torch", "diffusers")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    (arguments.results / "bench_dit.md").write_text(text)
+    (arguments.results / "bench_dit.json").write_text(json.dumps(raw, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,48 @@
+"""The benchmark of the transformer, at a size that says nothing about speed."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from experiments.bench import dit
+from experiments.bench.side_by_side import Peak
+from ic_jax.models.wan_dit import DiTConfig
+
+TOY = dit.Case(
+    DiTConfig(dim=48, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16, text_len=8),
+    (2, 4, 6),
+    "float32",
+    batch=2,
+)
+
+
+@pytest.fixture
+def toy_page(monkeypatch, tmp_path, capsys):
+    """What the command writes, with a memory that is not measured."""
+    monkeypatch.setattr(dit, "CASES", {"toy": TOY})
+    monkeypatch.setattr(dit, "peak_of", lambda prepare, case: Peak(0, 3 << 20))
+    monkeypatch.setattr(dit, "matmul_rate", lambda dtype: 1e12)
+    dit.main(dit.Arguments(rounds=2, results=tmp_path))
+    assert capsys.readouterr().out.strip() == (tmp_path / "bench_dit.md").read_text().strip()
+    return tmp_path
+
+
+def test_both_sides_compute_the_same_and_rows_for_a_gpu_stay_open(toy_page):
+    text = (toy_page / "bench_dit.md").read_text()
+    raw = json.loads((toy_page / "bench_dit.json").read_text())
+    assert raw["toy"]["difference"] < 1e-4
+    assert set(raw["toy"]["times"]) == {dit.OURS, dit.WITH_TEXT, dit.EAGER}
+    assert [len(seconds) for seconds in raw["toy"]["times"].values()] == [2, 2, 2]
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    assert {len(line) for line in lines} == {len(dit.HEADER)}
+    assert text.count(dit.OPEN) == 4 * len(dit.GPU_CASES) and "3 MiB" in text
+
+
+def test_a_side_is_weighed_alone():
+    for prepare in (dit.our_call_alone, dit.their_call_alone):
+        assert jnp.asarray(prepare(TOY)()).size == 2 * 2 * 4 * 6 * 16
+
+
+def test_matrix_products_have_a_rate():
+    assert 1e6 < dit.matmul_rate("float32", size=64, rounds=2) < 1e15
