@@ -1,5 +1,7 @@
 """A model in memory: its sizes, its weights, and what was measured about it."""
 
+import hashlib
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from .calibration import Calibration, from_record
 from .checkpoint import load, shape_difference, shapes
 from .errors import InputError
-from .model_folder import load_component, read_manifest
+from .model_folder import MANIFEST, component_tensors, load_component, read_manifest
 from .models.clip_vision import CLIPVision
 from .models.variants import Variant, variant
 from .models.wan_dit import IMAGE_TOKENS, WanDiT
@@ -47,26 +51,44 @@ class Model(NamedTuple):
     """As stored: `variance_scale`, the scale of each mask's v, and `Calibration`'s."""
 
 
-def load_model(path: str | Path = "nano") -> Model:
+def load_model(path: str | Path = "nano", shardings: Weights | None = None) -> Model:
     """The bundled model, or a folder that `ic-jax convert` or `experiments.train_nano` wrote.
 
     The transformer's matrices come in the variant's dtype, its norms and modulation as stored,
     and the autoencoder in float32, whatever they are on disk.
 
+    `shardings` says where each weight goes: a tree of `jax.sharding.Sharding`, or one of them
+    for a whole network. Every tensor is read, checked, and cut as it is handed to the devices,
+    so neither the host nor any device ever holds a network that is to be spread over several.
+
     Raises:
         InputError: a missing, truncated or foreign folder, or one of another model's shapes.
     """
     folder = find_model(path)
-    return calibrated(load_uncalibrated(folder), identify(folder)[1], folder)
+    return calibrated(load_uncalibrated(folder, shardings), identify(folder)[1], folder)
 
 
-def load_uncalibrated(path: str | Path) -> Model:
+def load_uncalibrated(path: str | Path, shardings: Weights | None = None) -> Model:
     """`load_model`, but nothing is known of how wrong the model is."""
     folder = find_model(path)
     name, _ = identify(folder)
     sizes = variant(name)
-    parts = _of_two_files(folder, sizes) if _is_two_files(folder) else _of_parts(folder, sizes)
-    return Model(name, sizes, Weights(**parts), {})
+    read = _of_two_files if _is_two_files(folder) else _of_parts
+    return Model(name, sizes, Weights(**read(folder, sizes, shardings)), {})
+
+
+def abstract_model(path: str | Path) -> Model:
+    """`load_model` without its weights: `jax.ShapeDtypeStruct` stands for each of them.
+
+    Raises:
+        InputError: a missing or foreign folder, or one of another model's shapes.
+    """
+    folder = find_model(path)
+    name, record = identify(folder)
+    sizes = variant(name)
+    abstract = expected_shapes if _is_two_files(folder) else partial(_abstract_parts, folder)
+    parts = abstract(sizes)
+    return calibrated(Model(name, sizes, Weights(**parts), {}), record, folder)
 
 
 def calibrated(model: Model, record: dict[str, Any], where: str | Path) -> Model:
@@ -95,6 +117,15 @@ def identify(folder: Path) -> tuple[str, dict[str, Any]]:
     else:
         manifest = read_manifest(folder)
     return manifest.get("variant", "nano"), manifest.get("calibration", {})
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells two models apart whose names and sizes are the same, without reading large weights."""
+    files = ["vae.safetensors", "generator.safetensors"] if _is_two_files(folder) else [MANIFEST]
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def expected_shapes(sizes: Variant) -> dict[str, PyTree]:
@@ -131,26 +162,66 @@ def _as_float32(name: str, leaf: np.ndarray) -> np.ndarray:
     return leaf.astype(np.float32, copy=False)
 
 
+def _cast_of(network: str, sizes: Variant):
+    return _as_float32 if network == "vae" else matrices_as(sizes.dtype)
+
+
 def _is_two_files(folder: Path) -> bool:
     return (folder / "vae.safetensors").exists()
 
 
-def _of_parts(folder: Path, sizes: Variant) -> dict[str, PyTree]:
+def _of_parts(folder: Path, sizes: Variant, shardings: Weights | None) -> dict[str, PyTree]:
     parts = {}
     for name, target in expected_shapes(sizes).items():
-        cast = _as_float32 if name == "vae" else matrices_as(sizes.dtype)
-        # Leaf by leaf onto the device: the host never holds a network.
-        to_device = lambda key, leaf, cast=cast: jnp.asarray(cast(key, leaf))
-        parts[name] = load_component(folder, name, target, to_device)
+        cast, places = _cast_of(name, sizes), _places(shardings, name, target)
+        # Leaf by leaf onto the devices: the host never holds a network.
+        to_devices = lambda key, leaf, cast=cast, places=places: _placed(
+            cast(key, leaf), places.get(key)
+        )
+        parts[name] = load_component(folder, name, target, to_devices)
     return parts
 
 
-def _of_two_files(folder: Path, sizes: Variant) -> dict[str, PyTree]:
+def _abstract_parts(folder: Path, sizes: Variant) -> dict[str, PyTree]:
+    parts = {}
+    for name, target in expected_shapes(sizes).items():
+        cast, tensors = _cast_of(name, sizes), component_tensors(folder, name, target)
+        kept = {
+            key: jax.ShapeDtypeStruct(
+                tuple(tensor["shape"]), cast(key, np.zeros(0, jnp.dtype(tensor["dtype"]))).dtype
+            )
+            for key, tensor in tensors.items()
+        }
+        parts[name] = unflatten_dict(kept, sep="/")
+    return parts
+
+
+def _of_two_files(folder: Path, sizes: Variant, shardings: Weights | None) -> dict[str, PyTree]:
     """The bundled model's layout: the autoencoder, and the transformer with its text encoder."""
     vae, _ = load(folder / "vae.safetensors")
     generator, _ = load(folder / "generator.safetensors")
-    parts = {"vae": vae, "dit": generator.get("dit", {})}
-    difference = shape_difference(shapes(parts), shapes(expected_shapes(sizes)))
+    parts, expected = {"vae": vae, "dit": generator.get("dit", {})}, expected_shapes(sizes)
+    difference = shape_difference(shapes(parts), shapes(expected))
     if difference:
         raise InputError(f"{folder}: weights do not fit the model: {difference.splitlines()[0]}")
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parts)
+    placed = {}
+    for name, part in parts.items():
+        places = _places(shardings, name, expected[name])
+        leaves = {
+            key: _placed(_as_float32(key, leaf), places.get(key))
+            for key, leaf in flatten_dict(part, sep="/").items()
+        }
+        placed[name] = unflatten_dict(leaves, sep="/")
+    return placed
+
+
+def _places(shardings: Weights | None, network: str, target: PyTree) -> dict[str, Sharding]:
+    """Where each weight of a network goes, by its key; empty for the default device."""
+    tree = None if shardings is None else getattr(shardings, network)
+    return {} if tree is None else flatten_dict(jax.tree.broadcast(tree, target), sep="/")
+
+
+def _placed(leaf: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

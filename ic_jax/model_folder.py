@@ -155,6 +155,17 @@ def load_component(
     truncated or altered, and with a diff of the keys for one that does not fit `target`.
     """
     folder = Path(os.path.abspath(folder))
+    return _load_checked(folder / name, component_tensors(folder, name, target), cast)
+
+
+def component_tensors(
+    folder: str | Path, name: str, target: PyTree | None = None
+) -> dict[str, dict[str, Any]]:
+    """The record of `write_component` for the network `name` of a model: no tensor is read.
+
+    Raises InputError for a folder without that network, and with a diff of the keys for one
+    that does not fit `target`.
+    """
     components = read_manifest(folder)["components"]
     if name not in components:
         raise InputError(f"{folder}: has no {name}; it holds {', '.join(components)}")
@@ -162,8 +173,8 @@ def load_component(
     if target is not None:
         stored = {key: tuple(tensor["shape"]) for key, tensor in tensors.items()}
         if difference := shape_difference(stored, shapes(target)):
-            raise InputError(f"{folder / name} does not fit the model:\n{difference}")
-    return _load_checked(folder / name, tensors, cast)
+            raise InputError(f"{Path(folder) / name} does not fit the model:\n{difference}")
+    return tensors
 
 
 def _load_checked(
