@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from . import framing, pipeline
+from . import framing, pipeline, programs
 from .composite import composite
 from .edit import Edit
 from .errors import InputError
@@ -19,10 +19,10 @@ from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
 from .model import Model
-from .pipeline import Part, Scene, Settings
+from .pipeline import Observation, Scene, Settings
 from .sampling.consistency import GAMMA_SCHEDULES, NOISES
 from .sampling.methods import METHODS, options
-from .sampling.schedule import Level
+from .sampling.sampler import State
 from .sampling.solvers import SOLVERS
 from .video import to_float, to_uint8
 
@@ -32,11 +32,8 @@ OVERLAP = 5
 CLEAN_ERRORS = "gaussian", "measured"
 
 Progress = Callable[[str, int], None]
+Keep = Callable[["Midway"], None]
 
-_observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
-_proceed = jax.jit(pipeline.proceed, static_argnums=(0, 1, 2), donate_argnums=6)
-_refresh = jax.jit(pipeline.refresh, static_argnums=(0, 1, 2))
-_finish = jax.jit(pipeline.finish, static_argnums=0)
 _apply = jax.jit(lambda operator, clip: operator.apply(clip))
 _composite = jax.jit(composite)
 
@@ -68,6 +65,18 @@ class Take(NamedTuple):
     """The clip as warped, or what an edit keeps of it."""
     visible: Float[np.ndarray, "t h w"]
     seconds: dict[str, float]
+
+
+class Midway(NamedTuple):
+    """A run between two steps: all that it needs to go on to the same bits."""
+
+    finished: list[UInt8[np.ndarray, "t h w 3"]]
+    """The windows before this one, at the model's size."""
+    seen: Observation
+    state: State
+    """Its arrays are the next step's to overwrite: copy what is to be kept (`midway.save`)."""
+    step: int
+    """Steps of this window that are done."""
 
 
 def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings:
@@ -120,13 +129,16 @@ def direct(
     *,
     seed: int = 0,
     progress: Progress = lambda stage, steps: None,
+    midway: Midway | None = None,
+    keep: Keep = lambda midway: None,
 ) -> Take:
     """Re-capture a shot, or carry out an edit, of any size and length.
 
     `context` embeds [negative prompt, prompt] (`text.embed_prompts`). The frame is fitted into
     the model's by the rule of `framing`; a longer clip runs in windows, each of which observes
     its predecessor's last frames as well. `progress` is told the stage and how many steps of it
-    are done.
+    are done. `keep` is given the run after every step; from one of these, as `midway`, the same
+    call goes on to the same frames bit for bit, on the same kind of device.
 
     Raises:
         InputError: nothing of the source is visible in the result.
@@ -142,31 +154,28 @@ def direct(
     if not visible.any():
         raise InputError("the new camera sees nothing of the source; use a smaller move")
 
-    results = []
-    for index, window in enumerate(plan(model, footage)):
-        part = small.take(window)
+    finished = [] if midway is None else midway.finished
+    if midway is not None:
+        progress("sample", len(finished) * settings.steps + midway.step)
+    for index, window in list(enumerate(plan(model, footage)))[len(finished) :]:
         key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
-        progress("encode", 0)
-        with timed(seconds, "encode"):
-            scene = filler = _scene(part)
-            if index:
-                scene = _scene(part.hold(results[-1][-OVERLAP:]))
-            seen = _observe(sizes, settings, weights, scene, filler, key)
-            jax.block_until_ready(seen)
+        if midway is None:
+            progress("encode", 0)
+            with timed(seconds, "encode"):
+                seen = _seen(model, settings, small.take(window), finished, key)
+            state, _ = pipeline.begin(sizes, settings, noise_key)
+            midway = Midway(finished, seen, state, 0)
         with timed(seconds, "sample"):
-            state, levels = pipeline.begin(sizes, settings, noise_key)
-            for step, level in _one_by_one(pipeline.stages(sizes, settings, levels)):
-                known = sizes, settings, step, weights, context
-                if step.refreshes:
-                    seen = _refresh(*known, seen, state, level)
-                state = _proceed(*known, seen, state, level)
-                jax.block_until_ready(state)
+            for midway in _steps(model, settings, context, midway):
                 progress("sample", 1)
+                keep(midway)
         progress("decode", 0)
         with timed(seconds, "decode"):
-            results.append(to_uint8(np.asarray(_finish(sizes, weights, state))))
+            decoded = programs.finish(sizes, weights, midway.state)
+            finished = [*finished, to_uint8(np.asarray(decoded))]
+        midway = None
 
-    joined = framing.join(results, OVERLAP, len(footage.frames))
+    joined = framing.join(finished, OVERLAP, len(footage.frames))
     generated = result = framing.from_working(joined, fit)
     if settings.composite:
         with timed(seconds, "composite"):
@@ -174,11 +183,34 @@ def direct(
     return Take(result, generated, observed, visible, seconds)
 
 
-def _one_by_one(stages: list[tuple[Part, Level]]) -> Iterator[tuple[Part, Level]]:
-    """Single levels, so that the host hears of every step."""
-    for part, levels in stages:
-        for i in range(len(levels.sigma)):
-            yield part, jax.tree.map(lambda leaf: leaf[i : i + 1], levels)
+def _seen(
+    model: Model,
+    settings: Settings,
+    window: Footage,
+    finished: list[UInt8[np.ndarray, "t h w 3"]],
+    key: PRNGKeyArray,
+) -> Observation:
+    """What is known of a window: the source, and the end of the window before it."""
+    scene = filler = _scene(window)
+    if finished:
+        scene = _scene(window.hold(finished[-1][-OVERLAP:]))
+    known = model.variant, settings, model.weights
+    return jax.block_until_ready(programs.observe(*known, scene, filler, key))
+
+
+def _steps(
+    model: Model, settings: Settings, context: Float[Array, "2 l d"], midway: Midway
+) -> Iterator[Midway]:
+    """The steps of a window that are left, one by one."""
+    sizes, weights = model.variant, model.weights
+    finished, seen, state, done = midway
+    for part, level in programs.steps(sizes, settings)[done:]:
+        known = sizes, settings, part, weights, context
+        if part.refreshes:
+            seen = programs.refresh(*known, seen, state, level)
+        state = jax.block_until_ready(programs.proceed(*known, seen, state, level))
+        done += 1
+        yield Midway(finished, seen, state, done)
 
 
 def observe(

@@ -1,0 +1,84 @@
+"""The programs that a window runs: jitted once, for the run and for compiling ahead of it."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.stages import Lowered
+
+from . import pipeline
+from .edit import Edit
+from .geometry.camera import Camera
+from .model import Model
+from .models.variants import Variant
+from .pipeline import Observation, Part, Scene, Settings
+from .sampling.sampler import State
+from .sampling.schedule import Level
+from .sampling.solvers import SOLVERS
+from .shot import Shot
+
+observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings"))
+proceed = jax.jit(
+    pipeline.proceed, static_argnames=("sizes", "settings", "part"), donate_argnames="state"
+)
+refresh = jax.jit(pipeline.refresh, static_argnames=("sizes", "settings", "part"))
+finish = jax.jit(pipeline.finish, static_argnames="sizes")
+
+
+def lowered(
+    model: Model, settings: Settings, footage: type[Shot] | type[Edit]
+) -> Iterator[tuple[str, Lowered]]:
+    """Every program of a window, by name, ready to be compiled; the weights may be abstract.
+
+    `settings` are resolved (`director.resolve`). JAX's persistent cache recognises the compiled
+    programs when a run asks for the same ones.
+    """
+    sizes, weights = model.variant, model.weights
+    scene, key = abstract_scene(sizes, footage), jax.random.key(0)
+    text = 2, sizes.dit.text_len, sizes.dit.text_dim
+    context = jax.ShapeDtypeStruct(text, jnp.dtype(sizes.dtype))
+    yield "observe", observe.lower(sizes, settings, weights, scene, scene, key)
+    seen, state = abstract_window(model, settings, footage)
+    for part, level in dict(steps(sizes, settings)).items():
+        known = sizes, settings, part, weights, context, seen, state, level
+        if part.refreshes:
+            yield "refresh", refresh.lower(*known)
+        yield f"sample, {part.expert}", proceed.lower(*known)
+    yield "finish", finish.lower(sizes, weights, state)
+
+
+def steps(sizes: Variant, settings: Settings) -> list[tuple[Part, Level]]:
+    """The schedule of resolved settings, level by level, so that the host hears of every step."""
+    levels = SOLVERS[settings.solver].schedule(settings.steps, settings.shift)
+    return [
+        (part, jax.tree.map(lambda leaf: leaf[i : i + 1], some))
+        for part, some in pipeline.stages(sizes, settings, levels)
+        for i in range(len(some.sigma))
+    ]
+
+
+def abstract_window(
+    model: Model, settings: Settings, footage: type[Shot] | type[Edit]
+) -> tuple[Observation, State]:
+    """Shapes of what a window is sampled with: what is observed of it, and the sampler's state."""
+    sizes, key = model.variant, jax.random.key(0)
+    scene = abstract_scene(sizes, footage)
+    seen = jax.eval_shape(
+        lambda *given: pipeline.observe(sizes, settings, *given), model.weights, scene, scene, key
+    )
+    return seen, jax.eval_shape(lambda key: pipeline.begin(sizes, settings, key)[0], key)
+
+
+def abstract_scene(sizes: Variant, footage: type[Shot] | type[Edit]) -> Scene:
+    """Shapes of a window of a shot, or of an edit, at the model's own size."""
+    shape = sizes.frames, sizes.height, sizes.width
+    array = jax.ShapeDtypeStruct
+    frames, keep = array((*shape, 3), jnp.uint8), array(shape, jnp.bool_)
+    if footage is Edit:
+        window = Edit(frames, keep)
+    else:
+        poses, lenses = (array((sizes.frames, n, n), jnp.float32) for n in (4, 3))
+        camera = Camera(poses, lenses)
+        window = Shot(frames, array(shape, jnp.float32), camera, camera, keep)
+    operator = jax.eval_shape(lambda window: window.operator(), window)
+    return Scene(array((*shape, 3), jnp.float32), operator)
