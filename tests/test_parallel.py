@@ -1,5 +1,7 @@
 """Eight devices give what one gives, clip by clip, with weights that are sent once."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,15 @@ from tiny_model import TINY, tiny_context, tiny_weights
 from ic_jax import pipeline
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
-from ic_jax.parallel import over_clips, replicate
+from ic_jax.parallel import (
+    MeshShape,
+    device_mesh,
+    over_clips,
+    over_mesh,
+    place,
+    replicate,
+    sequence_layout,
+)
 
 CLIPS = 11
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
@@ -35,8 +45,8 @@ def clips():
     return scenes, contexts, jax.random.split(jax.random.key(0), CLIPS)
 
 
-def recapture(weights, *clip):
-    return pipeline.recapture(TINY, pipeline.Settings(steps=2), weights, *clip)
+def recapture(weights, *clip, **layout):
+    return pipeline.recapture(TINY, pipeline.Settings(steps=2), weights, *clip, **layout)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +92,20 @@ def test_replicated_weights_never_travel_again():
     weight, clip = np.float32([3.0]), (np.arange(10, dtype=np.float32)[:, None],)
     placed = replicate(weight)
     run(placed, clip)
-    with jax.transfer_guard_device_to_device("disallow"):
+    # Clips and results cross between host and devices because somebody says so, and nothing
+    # goes from device to device.
+    with jax.transfer_guard("disallow"), jax.transfer_guard_device_to_device("disallow_explicit"):
         np.testing.assert_array_equal(run(placed, clip), 3 * clip[0])
-        stacked = jnp.stack([weight] * 8)
-        with pytest.raises(Exception, match="[Dd]isallowed"):
-            run(stacked, clip)
+        for unplaced in (np.stack([weight] * 8), jax.device_put(np.stack([weight] * 8))):
+            with pytest.raises(Exception, match="[Dd]isallowed"):
+                run(unplaced, clip)
+
+
+def test_clips_side_by_side_each_on_devices_of_its_own(frames, clips):
+    shape = MeshShape(clips=2, prompts=2, sequence=2, weights=4)
+    mesh = device_mesh(shape, TINY.dit.num_heads)
+    weights = place(tiny_weights(), mesh, shape.weights)
+    kernel = weights.dit["blocks"]["self_attn"]["q"]["kernel"]
+    assert {part.data.shape for part in kernel.addressable_shards} == {(2, 12, 48)}
+    run = over_mesh(partial(recapture, layout=sequence_layout(mesh)), mesh)
+    np.testing.assert_allclose(run(weights, take(clips, np.arange(3))), frames[:3], atol=1e-5)

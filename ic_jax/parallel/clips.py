@@ -1,4 +1,4 @@
-"""Many clips on many devices: the same function, one clip per device at a time."""
+"""Many clips on many devices: the same function, one clip per device or per part of a mesh."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +8,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .mesh import CLIPS
+
+OverClips = Callable[[PyTree, tuple[Any, ...]], PyTree]
+"""Placed weights, and arguments with a leading clip axis, to results with one, on the host."""
+
 
 def replicate(weights: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
     """A copy of the weights on every device, made once.
@@ -15,7 +20,7 @@ def replicate(weights: PyTree, devices: Sequence[jax.Device] | None = None) -> P
     Without it `pmap` would send them again at every call.
     """
     devices = devices or jax.local_devices()
-    sharding = NamedSharding(Mesh(np.array(devices), ("clips",)), PartitionSpec("clips"))
+    sharding = _one_per_device(devices)
 
     def place(leaf):
         # Shard by shard: the stacked array would need all copies on one device first.
@@ -28,8 +33,8 @@ def replicate(weights: PyTree, devices: Sequence[jax.Device] | None = None) -> P
 
 def over_clips(
     function: Callable[..., PyTree], devices: Sequence[jax.Device] | None = None
-) -> Callable[[PyTree, PyTree], PyTree]:
-    """`function(weights, *clip)` over a leading clip axis, on all devices at once.
+) -> OverClips:
+    """`function(weights, *clip)` over a leading clip axis, on all of this host's devices at once.
 
     The result takes weights from `replicate` and a tuple of clip arguments whose leaves
     have any number n ≥ 1 of clips. Clips run in rounds of one per device; the last round
@@ -38,14 +43,36 @@ def over_clips(
     """
     devices = devices or jax.local_devices()
     mapped = jax.pmap(lambda weights, clip: function(weights, *clip), devices=devices)
+    return _in_rounds(mapped, _one_per_device(devices))
+
+
+def over_mesh(function: Callable[..., PyTree], mesh: Mesh) -> OverClips:
+    """`over_clips` for a mesh, each of whose clips has several devices.
+
+    It takes weights from `place`; `function` has the layout of the mesh (`sequence_layout`).
+    """
+    mapped = jax.jit(
+        jax.vmap(lambda weights, clip: function(weights, *clip), (None, 0), spmd_axis_name=CLIPS)
+    )
+    return _in_rounds(mapped, NamedSharding(mesh, PartitionSpec(CLIPS)))
+
+
+def _one_per_device(devices: Sequence[jax.Device]) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(devices), (CLIPS,)), PartitionSpec(CLIPS))
+
+
+def _in_rounds(mapped: OverClips, sharding: NamedSharding) -> OverClips:
+    """`mapped` over any number of clips, so many at a time as `sharding` has places for."""
+    width = sharding.mesh.shape[CLIPS]
 
     def run(weights: PyTree, clips: tuple[Any, ...]) -> PyTree:
-        count, width = jax.tree.leaves(clips)[0].shape[0], len(devices)
+        count = jax.tree.leaves(clips)[0].shape[0]
         rounds = []
         for first in range(0, count, width):
             at = np.minimum(np.arange(first, first + width), count - 1)
-            done = mapped(weights, jax.tree.map(lambda leaf: leaf[at], clips))
-            rounds.append(jax.device_get(done))  # room on the devices for the next round
+            some = jax.device_put(jax.tree.map(lambda leaf: leaf[at], clips), sharding)
+            # Off the devices at once: there is room for the next round then.
+            rounds.append(jax.device_get(mapped(weights, some)))
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rounds)
         return jax.tree.map(lambda leaf: leaf[:count], joined)
 

@@ -1,0 +1,71 @@
+"""Which mesh: the one that moves the least, of those that fit into memory."""
+
+from typing import NamedTuple
+
+from ic_jax.errors import InputError
+
+from .mesh import MeshShape, axis_sizes, weight_axes
+
+_GIB = 1 << 30
+
+
+class Need(NamedTuple):
+    """Bytes of one clip on one device, by what divides them."""
+
+    transformer: int
+    """Matrices that can be cut: those of a network of two experts together."""
+    block: int
+    """Those of one block, which every device has whole while it runs."""
+    rest: int
+    """What every device holds whatever the mesh: the autoencoder and its work, latents."""
+    activations: int
+    """The transformer's own, with both prompts: prompts and sequence divide them."""
+
+
+def per_device(need: Need, shape: MeshShape) -> int:
+    """Estimate of the bytes that each device of a mesh needs.
+
+    A block's matrices are there twice where they are gathered: in use, and on their way.
+    """
+    gathered = 2 * need.block if shape.weights > 1 else 0
+    shared = need.activations // (shape.prompts * shape.sequence)
+    return need.transformer // shape.weights + gathered + need.rest + shared
+
+
+def choose(
+    need: Need, devices: int, memory: int, heads: int, clips: int = 1, prompts: int = 2
+) -> MeshShape:
+    """The shape for `clips` clips on so many devices of `memory` bytes each.
+
+    Clips side by side exchange nothing, so that as many as are there come first; then the two
+    prompts of guidance, which exchange a latent; the sequence takes the devices that are left.
+    Weights are cut no further than memory asks for.
+
+    Raises:
+        InputError: not even the most frugal shape fits.
+    """
+    shapes = [
+        shape
+        for side_by_side in range(min(clips, devices), 0, -1)
+        if devices % side_by_side == 0
+        for shape in _with_weights(_one_clip(devices // side_by_side, prompts), side_by_side, heads)
+    ]
+    for shape in shapes:
+        if per_device(need, shape) <= memory:
+            return shape
+    least = min(per_device(need, shape) for shape in shapes)
+    raise InputError(
+        f"the model needs {least / _GIB:.1f} GiB on each of {devices} devices, which have "
+        f"{memory / _GIB:.1f}; use more devices, a smaller size or fewer frames"
+    )
+
+
+def _one_clip(devices: int, prompts: int) -> MeshShape:
+    apart = prompts if devices % prompts == 0 else 1
+    return MeshShape(prompts=apart, sequence=devices // apart)
+
+
+def _with_weights(shape: MeshShape, clips: int, heads: int) -> list[MeshShape]:
+    """From whole weights to those that are cut the most."""
+    shape = shape._replace(clips=clips)
+    return [shape._replace(weights=n) for n in weight_axes(axis_sizes(shape, heads))]

@@ -1,0 +1,74 @@
+"""Several hosts: finding each other, and which of the clips are whose."""
+
+import socket
+import time
+from collections.abc import Iterable
+
+import jax
+
+from ic_jax.errors import InputError
+
+
+def join(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout: int = 120,
+) -> None:
+    """Make this process one of many, before anything else is asked of JAX.
+
+    On TPU pods, under SLURM and in Kubernetes JAX finds out all by itself; elsewhere every
+    process is told the `coordinator` ("host:port", where process 0 is), how many processes there
+    are, and its own number among them. `jax.devices()` are then those of all hosts.
+
+    Raises:
+        InputError: no such cluster, or not all of it there within `timeout` seconds.
+    """
+    given = coordinator, processes, process
+    if any(value is not None for value in given):
+        if None in given:
+            raise InputError(
+                "give --coordinator, --num-processes and --process-id, or none of them"
+            )
+        if not 0 <= process < processes:
+            raise InputError(f"--process-id is {process}; give 0 to {processes - 1}")
+        if process > 0:
+            _knock(coordinator, timeout)
+    try:
+        jax.distributed.initialize(*given, initialization_timeout=timeout)
+    except ValueError as error:
+        raise InputError(
+            "no cluster was found here: give --coordinator, --num-processes and --process-id"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"not all processes met at {coordinator or 'the coordinator'} within {timeout} s; "
+            "start all of them with the same address, and see that its port is open"
+        ) from error
+
+
+def _knock(coordinator: str, timeout: int) -> None:
+    """Wait until the coordinator listens. JAX itself would end the process if it never did."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--coordinator is {coordinator!r}; give host:port")
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise InputError(
+                    f"no coordinator at {coordinator} within {timeout} s ({error}); "
+                    "is process 0 running there, and its port open?"
+                ) from error
+            time.sleep(0.2)
+
+
+def mine(clips: Iterable[str]) -> list[str]:
+    """The share of this host among the clips with these identities, which all hosts are told.
+
+    Every host writes what it makes of its own; the order in which they are named is no matter.
+    """
+    return sorted(set(clips))[jax.process_index() :: jax.process_count()]

@@ -1,0 +1,104 @@
+"""How many devices share what: the shape of a mesh, and the mesh."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import gcd
+from operator import mul
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from ic_jax.errors import InputError
+
+CLIPS, PROMPTS, RING, ULYSSES = AXES = "clips", "prompts", "ring", "ulysses"
+
+TOKENS = RING, ULYSSES
+"""The axes that one clip's tokens are spread over."""
+
+
+class MeshShape(NamedTuple):
+    """What is shared by how many devices, of which there are clips × prompts × sequence."""
+
+    clips: int = 1
+    """Clips that run side by side."""
+    prompts: int = 1
+    """2 gives the prompt and the negative prompt devices of their own."""
+    sequence: int = 1
+    """Devices among which the tokens of a clip are divided."""
+    weights: int = 1
+    """Devices that share one copy of the transformer: the nearest ones, see `weight_axes`."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices it takes."""
+        return self.clips * self.prompts * self.sequence
+
+
+def axis_sizes(shape: MeshShape, heads: int) -> dict[str, int]:
+    """The size of each of `AXES`.
+
+    As much of the sequence as divides the heads is left to Ulysses, whose traffic shrinks as
+    devices are added; the rest is a ring, whose traffic does not.
+    """
+    ulysses = gcd(shape.sequence, heads)
+    return dict(zip(AXES, (shape.clips, shape.prompts, shape.sequence // ulysses, ulysses)))
+
+
+def weight_axes(sizes: Mapping[str, int]) -> dict[int, tuple[str, ...]]:
+    """Into how many parts the weights can be cut, and along which axes of these sizes.
+
+    From the innermost axis outwards, so that the parts of a copy are close to each other.
+    """
+    inner = [axis for axis in reversed(AXES) if sizes[axis] > 1]
+    parts = accumulate((sizes[axis] for axis in inner), mul, initial=1)
+    return {count: tuple(reversed(inner[:n])) for n, count in enumerate(parts)}
+
+
+def check(shape: MeshShape, heads: int, available: int) -> None:
+    """Raises InputError for a shape that `available` devices and so many heads cannot have."""
+    for name, size in shape._asdict().items():
+        if size < 1:
+            raise InputError(f"layout: {name} is {size}; give 1 or more")
+    if shape.prompts > 2:
+        raise InputError(f"layout: prompts is {shape.prompts}; a clip has two, give 1 or 2")
+    if shape.devices > available:
+        product = f"clips {shape.clips} x prompts {shape.prompts} x sequence {shape.sequence}"
+        raise InputError(
+            f"layout: {product} takes {shape.devices} devices, and there are {available}; "
+            "make one of them smaller"
+        )
+    possible = weight_axes(axis_sizes(shape, heads))
+    if shape.weights not in possible:
+        known = ", ".join(map(str, possible))
+        raise InputError(
+            f"layout: this mesh cannot cut the weights into {shape.weights}; give one of {known}"
+        )
+
+
+def device_mesh(shape: MeshShape, heads: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `AXES` for a transformer of so many heads, over the first of `devices`.
+
+    None takes all devices, those of other hosts among them.
+
+    Raises:
+        InputError: more devices than there are, or weights that do not divide so.
+    """
+    devices = jax.devices() if devices is None else devices
+    check(shape, heads, len(devices))
+    sizes = axis_sizes(shape, heads)
+    # Automatic axes: the model is written for one device, and XLA finds out what moves where.
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, kinds, devices=devices[: shape.devices])
+
+
+def first_devices(count: int | None = None) -> list[jax.Device]:
+    """So many of this host's devices, or all of them.
+
+    Raises:
+        InputError: fewer than one, or more than there are.
+    """
+    devices = jax.local_devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise InputError(f"--devices is {count}; give a number from 1 to {len(devices)}")
+    return devices[:count]

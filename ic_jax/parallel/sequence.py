@@ -1,0 +1,97 @@
+"""The transformer of one clip over many devices: each holds some of the tokens."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from ic_jax.models.attention import attention
+from ic_jax.models.layout import Layout
+
+from .mesh import PROMPTS, RING, TOKENS, ULYSSES
+from .ring import ring_attention
+
+
+@cache
+def sequence_layout(mesh: Mesh) -> Layout:
+    """What `pipeline.recapture` needs to run on `mesh`; the same object for the same mesh."""
+    return Layout(
+        attend=partial(_attend, mesh),
+        attend_context=partial(_attend_context, mesh),
+        place=partial(_place, mesh),
+    )
+
+
+def _attend(
+    mesh: Mesh,
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b l h d"],
+    v: Float[Array, "b l h d"],
+) -> Float[Array, "b l h d"]:
+    tokens = q.shape[1]
+    spec = _spec(mesh, len(q))
+    spread = jax.shard_map(
+        partial(_exchange, tokens=tokens),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,  # fused kernels do not say along which axes their results differ
+    )
+    return spread(*(_padded(mesh, x) for x in (q, k, v)))[:, :tokens]
+
+
+def _exchange(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b l h d"],
+    v: Float[Array, "b l h d"],
+    tokens: int,
+) -> Float[Array, "b l h d"]:
+    """Ulysses (arXiv 2309.14509): all heads of some tokens become some heads of more tokens.
+
+    What these tokens still lack is in the ring. Both at once are USP (arXiv 2405.07719).
+    """
+    q, k, v = jax.lax.all_to_all((q, k, v), ULYSSES, split_axis=2, concat_axis=1, tiled=True)
+    if jax.lax.axis_size(RING) == 1:
+        out = attention(q, k[:, :tokens], v[:, :tokens])
+    else:
+        out = ring_attention(q, k, v, RING, tokens)
+    return jax.lax.all_to_all(out, ULYSSES, split_axis=1, concat_axis=2, tiled=True)
+
+
+def _attend_context(
+    mesh: Mesh,
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+) -> Float[Array, "b l h d"]:
+    """Every device has all of the text, and asks nobody."""
+    spec = _spec(mesh, len(q))
+    whole = PartitionSpec(spec[0])
+    spread = jax.shard_map(
+        attention, mesh=mesh, in_specs=(spec, whole, whole), out_specs=spec, check_vma=False
+    )
+    return spread(_padded(mesh, q), k, v)[:, : q.shape[1]]
+
+
+def _place(mesh: Mesh, tokens: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """Spread. JAX takes no constraint that does not divide, but XLA shards what was padded."""
+    sharding = NamedSharding(mesh, _spec(mesh, len(tokens)))
+    padded = jax.lax.with_sharding_constraint(_padded(mesh, tokens), sharding)
+    return padded[:, : tokens.shape[1]]
+
+
+def _spec(mesh: Mesh, batch: int) -> PartitionSpec:
+    """Without guidance there is one prompt, and the second half of the devices repeats it."""
+    return PartitionSpec(PROMPTS if batch % mesh.shape[PROMPTS] == 0 else None, TOKENS)
+
+
+def _padded(mesh: Mesh, x: Float[Array, "b l ..."]) -> Float[Array, "b m ..."]:
+    """With as many tokens more as make them divide."""
+    after = -x.shape[1] % _shards(mesh)
+    return jnp.pad(x, ((0, 0), (0, after), *((0, 0),) * (x.ndim - 2))) if after else x
+
+
+def _shards(mesh: Mesh) -> int:
+    return mesh.shape[RING] * mesh.shape[ULYSSES]

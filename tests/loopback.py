@@ -1,0 +1,32 @@
+"""One of several processes that stand for hosts: each has its own clips, and all share one.
+
+Started by `test_parallel_hosts` with the coordinator's address, the number of processes, its own
+number, and the folder to write to.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from tiny_transformer import on_mesh
+
+from ic_jax import parallel
+from ic_jax.parallel import MeshShape
+
+CLIPS = "c", "a", "b"
+SHAPE = MeshShape(prompts=2, sequence=4, weights=8)
+
+
+def main(coordinator, processes, process, folder):
+    parallel.join(coordinator, int(processes), int(process), timeout=120)
+    devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+    for name in parallel.mine(CLIPS):
+        (Path(folder) / name).write_text(f"{jax.process_index()}: {devices}")
+    velocity = process_allgather(on_mesh(SHAPE)[1], tiled=True)
+    np.save(Path(folder) / f"{jax.process_index()}.npy", velocity)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

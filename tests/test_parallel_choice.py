@@ -1,0 +1,48 @@
+"""The mesh that is chosen fits, and moves no more than it must."""
+
+import pytest
+
+from ic_jax.errors import InputError
+from ic_jax.parallel import MeshShape, Need, choose, per_device
+
+GIB = 1 << 30
+# A model of 1.3B, and one of 14B, in 16 bits.
+SMALL = Need(3 * GIB, GIB // 10, GIB, 2 * GIB)
+LARGE = Need(28 * GIB, 7 * GIB // 10, GIB, 8 * GIB)
+
+
+def test_what_fits_is_not_cut():
+    assert choose(SMALL, 1, 16 * GIB, heads=12) == MeshShape()
+    assert choose(SMALL, 8, 16 * GIB, heads=12, clips=8) == MeshShape(clips=8)
+
+
+def test_the_prompts_part_before_the_sequence():
+    assert choose(SMALL, 8, 16 * GIB, heads=12) == MeshShape(prompts=2, sequence=4)
+    assert choose(SMALL, 3, 16 * GIB, heads=12) == MeshShape(sequence=3)
+    assert choose(SMALL, 8, 16 * GIB, heads=12, prompts=1) == MeshShape(sequence=8)
+
+
+def test_weights_are_cut_as_far_as_memory_asks():
+    assert choose(LARGE, 8, 80 * GIB, heads=40).weights == 1
+    assert choose(LARGE, 8, 16 * GIB, heads=40) == MeshShape(prompts=2, sequence=4, weights=4)
+    assert choose(LARGE, 8, 9 * GIB, heads=40).weights == 8
+
+
+def test_clips_that_do_not_fit_side_by_side_share_devices():
+    # One clip per device would leave no room for its activations.
+    assert choose(LARGE, 8, 10 * GIB, heads=40, clips=8) == MeshShape(4, 2, 1, 8)
+    assert choose(SMALL, 8, 16 * GIB, heads=12, clips=3) == MeshShape(2, 2, 2)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4, 6, 8])
+@pytest.mark.parametrize("memory", [7, 12, 24, 48])
+def test_what_is_chosen_fits_or_is_refused(devices, memory):
+    try:
+        shape = choose(LARGE, devices, memory * GIB, heads=40, clips=2)
+    except InputError as error:
+        assert "GiB on each of" in str(error) and "\n" not in str(error)
+        # All devices on one clip, and on one copy of the weights.
+        assert per_device(LARGE, MeshShape(1, 1, devices, devices)) > memory * GIB
+    else:
+        assert shape.devices == devices
+        assert per_device(LARGE, shape) <= memory * GIB

@@ -1,0 +1,71 @@
+"""Two processes with four devices each are one machine with eight."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_transformer
+
+from ic_jax.errors import InputError
+from ic_jax.parallel import join, mine
+
+HERE = Path(__file__).parent
+FOUR = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "PYTHONPATH": str(HERE.parent),
+    # What the test compares with was made at this precision (conftest).
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+}
+
+
+@pytest.fixture
+def port():
+    """One that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_hosts_give_what_one_gives(tmp_path, port):
+    command = [sys.executable, str(HERE / "loopback.py"), f"127.0.0.1:{port}", "2"]
+    hosts = [subprocess.Popen([*command, str(n), str(tmp_path)], env=FOUR) for n in range(2)]
+    try:
+        assert [host.wait(timeout=560) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            host.kill()
+    _, expected = tiny_transformer.on_one()
+    for n in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"{n}.npy"), expected, atol=1e-5)
+    told = {path.name: path.read_text() for path in tmp_path.iterdir() if not path.suffix}
+    first, second = (f"{n}: 4 of 8 devices" for n in range(2))
+    assert told == {"a": first, "b": second, "c": first}
+
+
+def test_one_host_has_all_clips():
+    assert mine(["b", "a", "b"]) == ["a", "b"]
+
+
+def test_a_coordinator_that_is_not_there_is_waited_for_a_bounded_time(port):
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"no coordinator at 127.0.0.1:{port} within 1 s"):
+        join(f"127.0.0.1:{port}", 2, 1, timeout=1)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        (("127.0.0.1:1", 2, None), "or none of them"),
+        (("127.0.0.1:1", 2, 2), "--process-id is 2; give 0 to 1"),
+        (("nowhere", 2, 1), "--coordinator is 'nowhere'; give host:port"),
+    ],
+)
+def test_flags_that_say_too_little_are_refused(flags, complaint):
+    with pytest.raises(InputError, match=complaint):
+        join(*flags)

@@ -1,0 +1,75 @@
+"""A clip on many devices is the clip on one; what the devices exchange is what was counted."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+import tiny_transformer
+from tiny_transformer import CONFIG, TOKENS
+
+from ic_jax.errors import InputError
+from ic_jax.parallel import MeshShape, check
+from ic_jax.parallel.collectives import collectives, received
+from ic_jax.parallel.traffic import attention_traffic, block_traffic, step_traffic
+
+FLOAT32 = 4
+
+LAYOUTS = [
+    MeshShape(sequence=4, weights=4),
+    MeshShape(sequence=8, weights=4),
+    MeshShape(prompts=2, sequence=3, weights=3),
+    MeshShape(prompts=2, sequence=4, weights=8),
+]
+
+
+# Each is compiled once for all tests.
+on_one, on_mesh = cache(tiny_transformer.on_one), cache(tiny_transformer.on_mesh)
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_every_layout_gives_what_one_device_gives(shape):
+    (_, expected), (_, found) = on_one(), on_mesh(shape)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_devices_exchange_what_was_counted(shape):
+    found = collectives(on_mesh(shape)[0].as_text())
+    inside = [each for each in found if "/blocks/" in each.source]
+    block = attention_traffic(shape, CONFIG, TOKENS, FLOAT32)
+    block = block.and_(block_traffic(shape, CONFIG, FLOAT32))
+    counted = block.times(CONFIG.num_layers)._asdict()
+    expected = {kind.replace("_", "-"): size for kind, size in counted.items() if size}
+    assert received(inside) == pytest.approx(expected)
+
+    # Beyond the blocks: the result, if it is brought together here, and at most all of the
+    # matrices before and after them.
+    rest = {name: tree for name, tree in tiny_transformer.inputs()[0].items() if name != "blocks"}
+    matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(rest) if leaf.ndim > 1)
+    most = sum(step_traffic(shape, CONFIG, TOKENS, FLOAT32)) + matrices
+    assert sum(received(found).values()) <= most
+
+
+def test_devices_share_weights_and_activations():
+    (one, _), (mesh, _) = on_one(), on_mesh(MeshShape(prompts=2, sequence=4, weights=8))
+    alone, shared = one.memory_analysis(), mesh.memory_analysis()
+    assert shared.argument_size_in_bytes < 0.4 * alone.argument_size_in_bytes
+    assert shared.temp_size_in_bytes < 0.4 * alone.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    "shape, complaint",
+    [
+        (MeshShape(clips=2, prompts=2, sequence=3), "takes 12 devices, and there are 8"),
+        (MeshShape(sequence=0), "sequence is 0"),
+        (MeshShape(prompts=4), "prompts is 4"),
+        (MeshShape(clips=2, sequence=4, weights=2), "into 2; give one of 1, 4, 8"),
+    ],
+    ids=str,
+)
+def test_a_layout_that_cannot_be_had_is_one_line(shape, complaint):
+    with pytest.raises(InputError, match=complaint) as error:
+        check(shape, CONFIG.num_heads, 8)
+    assert "\n" not in str(error.value)
