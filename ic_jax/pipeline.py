@@ -356,7 +356,7 @@ def halves_of(
     weights: Weights,
     context: Float[Array, "2 l d"] | Prepared,
     conditioning: Conditioning | None,
-    layout: Layout,
+    layout: Layout = Layout(),
 ) -> caching.Halves:
     """The same model, cut around its blocks."""
     if not isinstance(context, Prepared):

@@ -134,7 +134,12 @@ def torch_model(case: Case):
             cross_attn_norm=True,
             patch_size=cfg.patch,
         )
-    return module.to(getattr(torch, case.dtype)).eval().requires_grad_(False)
+    # As diffusers loads it: its norms, modulation and time embedding stay in float32.
+    kept = set(module._keep_in_fp32_modules)
+    for name, parameter in module.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(getattr(torch, case.dtype))
+    return module.eval().requires_grad_(False)
 
 
 def their_call(case: Case, module, compiled: bool = False) -> Callable[[], Any]:
@@ -142,8 +147,8 @@ def their_call(case: Case, module, compiled: bool = False) -> Callable[[], Any]:
     import torch
 
     latent, timestep, text = (torch.from_numpy(array).to(module.device) for array in inputs(case))
-    latent = latent.movedim(-1, 1).contiguous().to(module.dtype)
-    text = text.to(module.dtype)
+    dtype = getattr(torch, case.dtype)
+    latent, text = latent.movedim(-1, 1).contiguous().to(dtype), text.to(dtype)
     run = torch.compile(module) if compiled else module
 
     @torch.inference_mode()
