@@ -15,7 +15,11 @@ import tyro
 
 from experiments.studies_report import table
 from ic_jax import cost
+from ic_jax.errors import InputError
 from ic_jax.models.variants import VARIANTS, Variant
+from ic_jax.parallel.choice import Need, choose, per_device
+from ic_jax.parallel.mesh import ULYSSES, MeshShape, axis_sizes
+from ic_jax.parallel.traffic import step_traffic
 
 MODELS = "Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B"
 BF16, FLOAT32 = 2, 4
@@ -69,109 +73,96 @@ MACHINES = {
 }
 
 
-class Layout(NamedTuple):
-    """clips × sequence chips; each weight is spread over `weights` of them and gathered for use."""
-
-    clips: int
-    sequence: int
-    weights: int
-
-    def __str__(self) -> str:
-        return f"{self.clips} × {self.sequence} × {self.weights}"
-
-
 # Work of one chip -----------------------------------------------------------------
 
 
-def step_flops(sizes: Variant, layout: Layout) -> float:
+def step_flops(sizes: Variant, shape: MeshShape) -> float:
     """FLOPs of one chip in one step: two calls of the transformer, with and without the prompt."""
-    return 2 * cost.dit_flops(sizes.dit, _grid(sizes)) / layout.sequence
+    return 2 * cost.dit_flops(sizes.dit, _grid(sizes)) / _among(shape)
 
 
-def step_bytes(sizes: Variant, layout: Layout) -> float:
+def step_bytes(sizes: Variant, shape: MeshShape) -> float:
     """Bytes that one chip moves to and from its memory in one step.
 
     All weights once; what matrix products read and write, in bf16, and as much again for norms,
     rotations and residual sums between them.
     """
     layers = cost.dit_layers(sizes.dit, _grid(sizes))
-    activations = 2 * BF16 * 2 * sum(layer.values for layer in layers) / layout.sequence
+    activations = 2 * BF16 * 2 * sum(layer.values for layer in layers) / _among(shape)
     return BF16 * cost.parameters(layers) + activations
 
 
-def vae_flops(sizes: Variant, layout: Layout) -> float:
-    """FLOPs of one chip for an encode and a decode, rows of the frame over the sequence chips."""
+def vae_flops(sizes: Variant, shape: MeshShape) -> float:
+    """FLOPs of one chip for an encode and a decode, of its share of the rows."""
     halves = cost.vae_layers(sizes.vae, (sizes.frames, sizes.height, sizes.width))
-    return sum(map(cost.flops, halves)) / layout.sequence
-
-
-# Bytes over links, and how long they take --------------------------------------
-
-
-def exchange(sizes: Variant, layout: Layout, machine: Machine) -> tuple[str, float]:
-    """How tokens attend across chips: the way, and the seconds of one step on the links."""
-    n, rate = layout.sequence, CHIPS[machine.chip].link_rate
-    if n == 1:
-        return "-", 0.0
-    tokens = cost.token_count(sizes.dit, _grid(sizes))
-    shard = 2 * tokens / n * sizes.dit.dim * BF16  # both prompts' share of one tensor
-    blocks = sizes.dit.num_layers
-    if sizes.dit.num_heads % n:
-        # Keys and values go once around, less the last hop, over one port.
-        return "ring", blocks * (n - 1) * 2 * shard / rate
-    # Queries, keys and values are exchanged, and the result back.
-    if machine.group is None:
-        return "Ulysses", blocks * 4 * shard * (n - 1) / n / rate
-    # Half of all crosses the middle of the longest side, n / side links wide, in each direction:
-    # n²/4 pairs of chips exchange shard / n each.
-    return "Ulysses", blocks * 4 * shard * max(machine.group) / 4 / rate
-
-
-def gather(sizes: Variant, layout: Layout, machine: Machine) -> float:
-    """Seconds on the links to bring all weights together once per step."""
-    stored = BF16 * cost.parameters(cost.dit_layers(sizes.dit, _grid(sizes)))
-    arriving = stored * (layout.weights - 1) / layout.weights
-    ways = 1 if machine.group is None else 2  # around a ring of neighbours in both directions
-    return arriving / (ways * CHIPS[machine.chip].link_rate)
+    return sum(map(cost.flops, halves)) / _among(shape)
 
 
 def _grid(sizes: Variant) -> tuple[int, int, int]:
     return sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)[:3]
 
 
-# Memory and layout ----------------------------------------------------------------
+def _among(shape: MeshShape) -> int:
+    """The chips that work on one clip."""
+    return shape.prompts * shape.sequence
 
 
-def needed(sizes: Variant, layout: Layout) -> float:
-    """Bytes of one chip: its share of weights, two blocks gathered, and the widest activations."""
+# Links ----------------------------------------------------------------------------
+
+
+def links(sizes: Variant, shape: MeshShape, machine: Machine) -> dict[str, float]:
+    """Seconds of one step that a chip waits for what others send, by collective."""
+    tokens = cost.token_count(sizes.dit, _grid(sizes))
+    traffic = step_traffic(shape, sizes.dit, tokens, BF16)
+    rate = CHIPS[machine.chip].link_rate
+    ulysses = axis_sizes(shape, sizes.dit.num_heads)[ULYSSES]
+    crowding, ways = 1.0, 1
+    if machine.group is not None and ulysses > 1:
+        # Half of all that is exchanged crosses the middle of the longest side: each link there
+        # carries side / 4 of what a chip holds, of which the chip receives 1 - 1 / ulysses.
+        side = min(max(machine.group), ulysses)
+        crowding = side / 4 * ulysses / (ulysses - 1)
+    if machine.group is not None:
+        ways = 2  # what is gathered comes around a line of neighbours from both sides
+    return {
+        "all-to-all": crowding * traffic.all_to_all / rate,
+        "ring": traffic.collective_permute / rate,
+        "gather": traffic.all_gather / (ways * rate),
+    }
+
+
+# Layout ---------------------------------------------------------------------------
+
+
+def need(sizes: Variant, among: int) -> Need:
+    """What the automatic choice of a mesh is told of a model; `among` chips share a clip's rows."""
     layers = cost.dit_layers(sizes.dit, _grid(sizes))
     encoder, decoder = cost.vae_layers(sizes.vae, (sizes.chunk, sizes.height, sizes.width))
-    weights = BF16 * cost.parameters(layers) / layout.weights
-    gathered = 2 * BF16 * cost.parameters(layers) / sizes.dit.num_layers * (layout.weights > 1)
-    vae = FLOAT32 * (cost.parameters(encoder) + cost.parameters(decoder))
-    work = max(
-        cost.dit_memory(sizes.dit, _grid(sizes), 2, BF16),
-        cost.vae_memory(encoder, chunked=True),
-        cost.vae_memory(decoder, chunked=True),
+    work = max(cost.vae_memory(half, chunked=True) for half in (encoder, decoder))
+    return Need(
+        transformer=BF16 * cost.parameters(layers),
+        block=BF16 * cost.parameters(layers) // sizes.dit.num_layers,
+        rest=FLOAT32 * cost.parameters(encoder + decoder) + work // among,
+        activations=cost.dit_memory(sizes.dit, _grid(sizes), 2, BF16),
     )
-    return weights + gathered + vae + work / layout.sequence
 
 
-def layouts(sizes: Variant, machine: Machine) -> dict[str, Layout]:
-    """One clip per group of chips, for the shortest wait; and one per chip, where that fits.
-
-    Weights are spread over as few chips as their memory allows.
-    """
+def layouts(sizes: Variant, machine: Machine) -> list[MeshShape]:
+    """For the shortest wait, and for the most clips side by side: as `parallel.choose` has it."""
     group = min(8, machine.chips)
-    wanted = {"soonest": (machine.chips // group, group), "most": (machine.chips, 1)}
-    found = {}
-    for aim, (clips, sequence) in wanted.items():
-        spread = (Layout(clips, sequence, 2**k) for k in range(group.bit_length()))
-        room = USABLE * CHIPS[machine.chip].memory
-        fitting = [layout for layout in spread if needed(sizes, layout) <= room]
-        if fitting:
-            found[aim] = fitting[0]
-    return found
+    fitting = [shape for n in (1, 2, 4, 8) if n <= group for shape in _chosen(sizes, machine, n)]
+    ends = dict.fromkeys((fitting[0], fitting[-1]))
+    return [shape._replace(clips=shape.clips * machine.chips // group) for shape in ends]
+
+
+def _chosen(sizes: Variant, machine: Machine, clips: int) -> list[MeshShape]:
+    """The shape for so many clips on one group of chips, if there is one that fits."""
+    group, room = min(8, machine.chips), int(USABLE * CHIPS[machine.chip].memory)
+    needed = need(sizes, group // clips)
+    try:
+        return [choose(needed, group, room, sizes.dit.num_heads, clips)]
+    except InputError:
+        return []
 
 
 # Prediction -----------------------------------------------------------------------
@@ -181,12 +172,10 @@ def layouts(sizes: Variant, machine: Machine) -> dict[str, Layout]:
 class Prediction:
     """Seconds of one chip, in one step except where said."""
 
-    way: str
     compute: float
     """At the chip's whole peak."""
     memory: float
-    exchange: float
-    gather: float
+    links: dict[str, float]
     autoencoder: float
     """Of a clip."""
 
@@ -195,21 +184,18 @@ class Prediction:
 
         Memory traffic hides behind compute, or compute behind it.
         """
-        step = max(self.compute / share, self.memory) + self.exchange + self.gather
+        step = max(self.compute / share, self.memory) + sum(self.links.values())
         return steps * step + self.autoencoder
 
 
-def predict(sizes: Variant, layout: Layout, machine: Machine) -> Prediction:
+def predict(sizes: Variant, shape: MeshShape, machine: Machine) -> Prediction:
     """What a step and the autoencoder cost on paper."""
     chip = CHIPS[machine.chip]
-    way, seconds = exchange(sizes, layout, machine)
     return Prediction(
-        way,
-        step_flops(sizes, layout) / chip.flops,
-        step_bytes(sizes, layout) / chip.memory_rate,
-        seconds,
-        gather(sizes, layout, machine),
-        vae_flops(sizes, layout) / (AUTOENCODER * chip.flops),
+        step_flops(sizes, shape) / chip.flops,
+        step_bytes(sizes, shape) / chip.memory_rate,
+        links(sizes, shape, machine),
+        vae_flops(sizes, shape) / (AUTOENCODER * chip.flops),
     )
 
 
@@ -255,48 +241,48 @@ def rows(model: str) -> tuple[list[list[str]], list[dict]]:
     sizes = VARIANTS[model]
     shown, raw = [], []
     for name, machine in MACHINES.items():
-        for aim, layout in layouts(sizes, machine).items():
-            told = predict(sizes, layout, machine)
+        for shape in layouts(sizes, machine):
+            told = predict(sizes, shape, machine)
             best, modest = (told.clip(sizes.steps, share) for share in (AIM, MODEST))
-            memory = needed(sizes, layout)
+            memory = per_device(need(sizes, _among(shape)), shape)
             shown.append([
-                name, str(layout), told.way, f"{memory / 1e9:.1f}", f"{told.compute / AIM:.3f}",
-                f"{told.memory:.3f}", f"{told.exchange:.3f}", f"{told.gather:.3f}",
+                name, " × ".join(map(str, shape)), f"{memory / 1e9:.1f}",
+                f"{told.compute / AIM:.3f}", f"{told.memory:.3f}",
+                *(f"{seconds:.3f}" for seconds in told.links.values()),
                 f"{told.autoencoder:.1f}", f"{best:.0f} to {modest:.0f}",
-                f"{3600 * layout.clips / modest:.0f} to {3600 * layout.clips / best:.0f}",
+                f"{3600 * shape.clips / modest:.0f} to {3600 * shape.clips / best:.0f}",
             ])
             raw.append({
-                "model": model, "machine": name, "aim": aim, "layout": layout._asdict(),
-                "bytes": memory, **vars(told), "clip_seconds": [best, modest],
+                "model": model, "machine": name, "layout": shape._asdict(), "bytes": memory,
+                **vars(told), "clip_seconds": [best, modest],
             })
     return shown, raw
 
 
 HEAD = [
-    "machine", "clips × sequence × weights", "attention", "GB per chip", "compute", "memory",
-    "exchange", "gather", "encode, decode", "seconds per clip", "clips per hour",
+    "machine", "clips × prompts × sequence × weights", "GB per chip", "compute", "memory",
+    "all-to-all", "ring", "gather", "encode, decode", "seconds per clip", "clips per hour",
 ]  # fmt: skip
 
 ASSUMED = f"""
 Assumptions, all of them:
 
-* 81 frames of 480×832, the recommended number of steps, guidance as a batch of two. The mask
-  `mean`, which asks the autoencoder nothing; the text encoder, loading and compiling are left out.
-* FLOPs by `ic_jax.cost`: matrix products, 2 per multiply-add. *Compute* is a step at
-  {AIM:.0%} of the bf16 peak; seconds per clip run from there to {MODEST:.0%}.
+* 81 frames of 480×832, the recommended number of steps, guided by two prompts. The mask `mean`,
+  which asks the autoencoder nothing; the text encoder, loading and compiling are left out.
+* Layouts are those that `ic_jax.parallel.choose` picks at {USABLE:.0%} of a chip's memory: once
+  for one clip on all chips (of a group of eight, on a pod), and once for as many clips side by
+  side as there are chips. Chips are clips × prompts × sequence; weights says how many of them
+  share a copy of the transformer. Groups of a pod have nothing to say to each other.
+* *Compute*: FLOPs by `ic_jax.cost` (matrix products, 2 per multiply-add) at {AIM:.0%} of the bf16
+  peak; seconds per clip run from there to {MODEST:.0%}.
 * *Memory*: all weights once a step, what matrix products read and write in bf16, and as much again
   between them; attention is fused. The larger of compute and memory counts.
-* *Exchange*, per block and step: Ulysses where the heads divide by the sequence chips (queries,
-  keys, values and the result, all to all; half of it crosses the middle of the grid), a ring where
-  they do not (keys and values visit every chip). *Gather*: all weights once a step. Nothing of
-  either overlaps with compute, which good programs do: the ring above all.
-* A slice of a few chips has no wrap-around links. On a pod, groups of 2×4 chips work on a clip
-  each, and groups have nothing to say to each other.
-* The autoencoder splits by rows of the frame over the sequence chips and runs at
-  {AUTOENCODER:.0%} of the bf16 peak: what 0.8 s for a decode of 720p on v6e-8 comes to
-  (maxdiffusion, PR 464).
-* Weights are spread over as few chips as leaves room: at most {USABLE:.0%} of a chip's memory.
-  Two rows per machine: all chips of a group on one clip, and one clip per chip where that fits.
+* *All-to-all*, *ring* and *gather*: bytes by `ic_jax.parallel.traffic`. In an all-to-all, half of
+  everything crosses the middle of the grid; a hop of a ring uses one port, a gather two. A slice
+  of a few chips has no wrap-around links. Nothing overlaps with compute, as good programs have it.
+* *Encode, decode*: {AUTOENCODER:.0%} of the bf16 peak, which is what 0.8 s for a decode of 720p on
+  v6e-8 comes to (maxdiffusion, PR 464). The chips of a clip share the rows of its frames
+  (`place` of `wan_vae.encode`), in time and in memory.
 """
 
 
