@@ -1,0 +1,56 @@
+"""What benchmarks are made of: turns, ratios by round, memory of another process, and paper."""
+
+import numpy as np
+import pytest
+
+from experiments.bench import scaling
+from experiments.bench.side_by_side import in_turns, peak_of, ratio
+from ic_jax.models.variants import VARIANTS
+from ic_jax.parallel import MeshShape
+
+
+def allocation(mebibytes):
+    """A call that fills so much memory once; for another process, so at the module's top."""
+    return lambda: np.ones(mebibytes << 17).sum()
+
+
+def test_calls_take_turns_and_every_other_round_is_backwards():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = in_turns(calls, rounds=3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_a_ratio_is_of_one_round_and_not_of_two_medians():
+    times = {"ours": [1.0, 20.0, 3.0], "theirs": [1.0, 10.0, 6.0]}
+    assert ratio(times, "ours", "theirs") == 1.0
+
+
+def test_memory_is_what_the_call_adds():
+    rises = [peak_of(allocation, size).rise / 2**20 for size in (50, 200)]
+    assert rises[1] - rises[0] == pytest.approx(150, abs=15)
+
+
+@pytest.mark.parametrize("name", scaling.MACHINES)
+@pytest.mark.parametrize("model", scaling.MODELS)
+def test_layouts_use_every_chip_and_fit(model, name):
+    sizes, machine = VARIANTS[model], scaling.MACHINES[name]
+    for shape in scaling.layouts(sizes, machine):
+        assert shape.devices == machine.chips
+        needed = scaling.need(sizes, shape.prompts * shape.sequence)
+        room = scaling.CHIPS[machine.chip].memory
+        assert scaling.per_device(needed, shape) <= scaling.USABLE * room
+
+
+def test_twice_the_chips_halve_the_work_and_not_the_links():
+    sizes, machine = VARIANTS[scaling.MODELS[1]], scaling.MACHINES["8×H100"]
+    two, four = (scaling.predict(sizes, MeshShape(sequence=n), machine) for n in (2, 4))
+    assert four.compute == pytest.approx(two.compute / 2)
+    assert four.autoencoder == pytest.approx(two.autoencoder / 2)
+    # Each chip holds half as much, of which it receives 3/4 and not 1/2.
+    assert four.links["all-to-all"] == pytest.approx(two.links["all-to-all"] * 3 / 4)
+
+
+def test_published_runs_stay_below_the_peak():
+    assert all(0.2 < scaling.implied(run) < 0.7 for run in scaling.CHECKS)
