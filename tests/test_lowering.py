@@ -1,0 +1,135 @@
+"""The whole sampler at full size, from this CPU to programs for TPU and for CUDA.
+
+Weights and clips are abstract: nothing is allocated, compiled or run.
+"""
+
+import re
+from collections import Counter
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ic_jax.cost import token_count
+from ic_jax.geometry.camera import Camera
+from ic_jax.geometry.warp import warp_operator
+from ic_jax.model import Weights, expected_shapes
+from ic_jax.models.layout import Layout
+from ic_jax.models.variants import VARIANTS
+from ic_jax.models.wan_vae import encode
+from ic_jax.parallel import MeshShape, device_mesh, sequence_layout, weight_shardings
+from ic_jax.pipeline import Scene, Settings, recapture
+
+SMALL, LARGE = "Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B"
+
+
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def weights(sizes):
+    """Shapes as `load_model` has them: the transformer's matrices in 16 bits."""
+    trees = expected_shapes(sizes)
+
+    def half(path, leaf):
+        return array(*leaf.shape, dtype=jnp.bfloat16 if path[-1].key == "kernel" else leaf.dtype)
+
+    return Weights(vae=trees["vae"], dit=jax.tree.map_with_path(half, trees["dit"]))
+
+
+def arguments(sizes):
+    """What `recapture` takes after its static arguments."""
+    frames, *image = sizes.frames, sizes.height, sizes.width
+    camera = Camera(array(frames, 4, 4), array(frames, 3, 3))
+    depth, keep = array(frames, *image), array(frames, *image, dtype=jnp.bool_)
+    operator = jax.eval_shape(
+        lambda depth, camera, keep: warp_operator(depth, camera, camera, keep=keep),
+        depth, camera, keep,
+    )  # fmt: skip
+    scene = Scene(array(frames, *image, 3), operator)
+    context = array(2, sizes.dit.text_len, sizes.dit.text_dim, dtype=jnp.bfloat16)
+    return weights(sizes), scene, context, jax.eval_shape(lambda: jax.random.key(0))
+
+
+@cache
+def sampler(sizes, steps=None, layout=Layout()):
+    """Traced once for all platforms."""
+    return jax.jit(lambda *given: recapture(sizes, Settings(steps=steps), *given, layout=layout))
+
+
+@cache
+def program(name, platform, steps=None):
+    """StableHLO of the sampler, from the clip and its depth to the decoded clip."""
+    sizes = VARIANTS[name]
+    export = jax.export.export(sampler(sizes, steps), platforms=[platform])
+    exported = export(*arguments(sizes))
+    assert exported.platforms == (platform,)
+    (result,) = exported.out_avals
+    assert result.shape == (sizes.frames, sizes.height, sizes.width, 3)
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("name", [SMALL, LARGE])
+def test_the_sampler_lowers_at_full_size(name, platform):
+    sizes = VARIANTS[name]
+    latent = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
+    tokens = token_count(sizes.dit, latent[:3])
+    text = program(name, platform)
+    assert tokens == 32_760
+    assert not re.search(rf"\b{tokens}x{tokens}x", text)  # no matrix of scores
+    assert ("tpu_custom_call" in text) == (platform == "tpu")  # the fused kernel
+
+
+@pytest.mark.parametrize("platform, taps", [("tpu", False), ("cuda", False), ("cpu", True)])
+def test_the_autoencoder_convolves_as_suits_the_platform(platform, taps):
+    """In three dimensions at once, but for CPUs as images, one tap in time after the other."""
+    sizes = VARIANTS["nano"]
+    run = jax.jit(lambda params, clip: encode(sizes.vae, params, clip, chunk=4))
+    clip = array(1, sizes.frames, sizes.height, sizes.width, 3)
+    exported = jax.export.export(run, platforms=[platform])(weights(sizes).vae, clip)
+    text = exported.mlir_module()
+    assert ("[b, 0, 1, 2, f]x" in text) == (not taps)
+    assert ("[b, 0, 1, f]x" in text) == taps
+
+
+def test_the_program_does_not_grow_with_blocks_and_steps():
+    assert VARIANTS[LARGE].dit.num_layers > VARIANTS[SMALL].dit.num_layers
+    programs = program(SMALL, "tpu"), program(LARGE, "tpu"), program(SMALL, "tpu", steps=4)
+    assert len({len(text.splitlines()) for text in programs}) == 1
+
+
+def test_nothing_large_is_baked_into_the_program():
+    text = program(LARGE, "tpu")
+    constants = re.findall(r"stablehlo\.constant dense<\"0x([0-9A-F]*)\">", text)
+    assert constants and max(map(len, constants)) // 2 < 2**20
+    assert len(text) < 2**24
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize(
+    "name, shape, collectives",
+    [
+        # Queries, keys, values and results by Ulysses; keys and values around the ring.
+        (SMALL, MeshShape(sequence=8), {"all_to_all": 4, "collective_permute": 2}),
+        (LARGE, MeshShape(prompts=2, sequence=4, weights=8), {"all_to_all": 4}),
+    ],
+)
+def test_the_sampler_lowers_for_many_devices(name, shape, collectives, platform):
+    """What attention exchanges in a step; XLA adds the gathers of weights when it compiles."""
+    sizes = VARIANTS[name]
+    mesh = device_mesh(shape, sizes.dit.num_heads)
+    weights, *rest = arguments(sizes)
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), rest)
+    shardings = weight_shardings(weights, mesh, shape.weights), *everywhere
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    given = jax.tree.map(place, (weights, *rest), shardings)
+
+    export = jax.export.export(sampler(sizes, layout=sequence_layout(mesh)), platforms=[platform])
+    exported = export(*given)
+    assert exported.nr_devices == shape.devices == 8
+    names = "all_to_all|all_gather|all_reduce|collective_permute|reduce_scatter"
+    found = Counter(re.findall(rf"stablehlo\.({names})\b", exported.mlir_module()))
+    assert found == collectives
