@@ -1,0 +1,177 @@
+"""What timestep caching costs in quality, beside the plain way to fewer calls: fewer steps.
+
+    python -m experiments.bench.reuse
+
+writes experiments/results/bench_reuse.md and .json. All arms start from the same noise on the
+same tasks (new views with true frames), with the small model. An arm that reuses takes as many
+steps as the default but asks the model's blocks in some of them only; its rival takes as many
+steps as the arm makes calls. Fidelity is to the default's own result, quality to the truth.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Bool, Float
+from tqdm import tqdm
+
+from experiments.bench.side_by_side import machine
+from experiments.laboratory import Laboratory
+from experiments.metrics import Regions, psnr_by_region, regions
+from experiments.studies_report import table
+from ic_jax import pipeline
+from ic_jax.pipeline import Part, Settings
+from ic_jax.report import psnr_db
+from ic_jax.sampling import caching
+from ic_jax.sampling.methods import method
+from ic_jax.sampling.sampler import State, advance
+from ic_jax.sampling.schedule import Level
+from ic_jax.sampling.solvers import SOLVERS
+from ic_jax.text import embed_prompts
+
+TASK = "recapture"
+DEFAULT = "the default"
+THRESHOLDS = 0.03, 0.06, 0.12
+MOST = 3  # reused in a row, in MagCache
+
+Flags = Bool[np.ndarray, " steps"]
+
+
+class Given(NamedTuple):
+    """What a task gives to the sampler."""
+
+    context: Array
+    seen: pipeline.Observation
+    key: Array
+
+
+def given(lab: Laboratory, number: int) -> Given:
+    sizes = lab.model.variant
+    context = embed_prompts(lab.folder, sizes, ("", lab.task(TASK, number).caption)).context
+    seen = lab.observed(TASK, number)._replace(mask=lab.masked(TASK, number, "mean"))
+    return Given(context, seen, jax.random.fold_in(jax.random.key(0), number))
+
+
+def sampler(lab: Laboratory, reused: Float[np.ndarray, " n"]) -> Callable[..., State]:
+    """Any part of a run with the default settings, that asks the blocks but at `reused` levels."""
+    sizes, settings = lab.model.variant, Settings()
+
+    @jax.jit
+    def go(weights, given: Given, state: State, levels: Level) -> State:
+        halves = pipeline.halves_of(
+            sizes, settings, Part(), weights, given.context, given.seen.conditioning)
+        consistent = method(settings.consistency, r2=pipeline.clean_variance(settings, weights))
+        _, solver = SOLVERS[sizes.solver]
+        step = caching.reusing(
+            consistent, halves, reused, solver(), given.seen.measurement.latent, given.seen.mask)
+        return advance(step, state, levels)
+
+    return go
+
+
+def begin(lab: Laboratory, steps: int, key: Array) -> tuple[State, Level]:
+    """Noise, with room for what the blocks say."""
+    return pipeline.begin(lab.model.variant, Settings(steps=steps, reuse=1), key)
+
+
+def magnitude_ratios(lab: Laboratory, numbers: range, steps: int) -> Float[np.ndarray, " steps"]:
+    """MagCache's calibration: the mean size of what the blocks add, over that a step before."""
+    go = sampler(lab, np.zeros(0, np.float32))
+    sizes = []
+    for number in numbers:
+        known = given(lab, number)
+        state, levels = begin(lab, steps, known.key)
+        sizes.append([])
+        for n in range(steps):
+            level = jax.tree.map(lambda leaf: leaf[n : n + 1], levels)
+            state = go(lab.model.weights, known, state, level)
+            said = state.memory[1]
+            sizes[-1].append(float(jnp.linalg.norm(said, axis=-1).mean()))
+    mean = np.mean(sizes, axis=0)
+    return np.append(1.0, mean[1:] / mean[:-1])
+
+
+def arms(lab: Laboratory, steps: int, calibration: range) -> dict[str, Flags]:
+    """The flags of each arm, as many as it takes steps; True where it reuses."""
+    found = {DEFAULT: np.zeros(steps, bool)}
+    for reuse in (1, 2, 3):
+        found[f"fixed, {reuse} in a row"] = caching.every(steps, reuse)
+    ratios = magnitude_ratios(lab, calibration, steps)
+    for threshold in THRESHOLDS:
+        found[f"MagCache, error below {threshold}"] = caching.by_magnitude(
+            ratios, threshold, MOST)
+    for calls in sorted({calls_of(flags) for flags in found.values()} - {steps}, reverse=True):
+        found[f"{calls} steps"] = np.zeros(calls, bool)
+    return found
+
+
+def calls_of(flags: Flags) -> int:
+    """How often an arm asks the blocks."""
+    return int((~flags).sum())
+
+
+def decoded(lab: Laboratory, flags: Flags, numbers: range) -> list[np.ndarray]:
+    """What an arm makes of every task."""
+    clips, go = [], None
+    for number in numbers:
+        known = given(lab, number)
+        state, levels = begin(lab, len(flags), known.key)
+        go = go or sampler(lab, levels.sigma[flags])
+        clips.append(lab.decode(go(lab.model.weights, known, state, levels).x))
+    return clips
+
+
+def quality(lab: Laboratory, number: int, clip: np.ndarray) -> dict[str, float]:
+    """PSNR in dB to the true view, by region."""
+    where = regions(np.asarray(lab.observed(TASK, number).visible))
+    return psnr_by_region(clip, np.asarray(lab.task(TASK, number).truth), where)
+
+
+@dataclass
+class Arguments:
+    """Measure the quality cost of timestep caching."""
+
+    model: str = "nano"
+    tasks: int = 20
+    calibration: int = 4
+    """Further tasks, on which MagCache's ratios are measured."""
+    data: Path = Path(".data")
+    results: Path = Path("experiments/results")
+
+
+def main(arguments: Arguments) -> None:
+    lab = Laboratory(arguments.model, arguments.data)
+    numbers = range(arguments.tasks)
+    others = range(arguments.tasks, arguments.tasks + arguments.calibration)
+    steps = lab.model.variant.steps
+    found = arms(lab, steps, others)
+    clips = {name: decoded(lab, flags, numbers) for name, flags in tqdm(found.items())}
+    raw, rows = {}, []
+    for name, flags in found.items():
+        figures = [quality(lab, number, clip) for number, clip in zip(numbers, clips[name])]
+        near = [psnr_db(a, b) for a, b in zip(clips[name], clips[DEFAULT]) if name != DEFAULT]
+        raw[name] = {"reused": np.flatnonzero(flags).tolist(), "to_truth": figures, "near": near}
+        means = [np.nanmean([row[region] for row in figures]) for region in Regions._fields]
+        rows.append([
+            name, str(len(flags)), str(calls_of(flags)), *(f"{mean:.2f}" for mean in means),
+            f"{np.mean(near):.1f}" if near else "–",
+        ])  # fmt: skip
+    text = "\n".join([
+        "# Timestep caching: quality for calls", "", "`python -m experiments.bench.reuse`", "",
+        f"{machine()}. Model {arguments.model}, {arguments.tasks} new views; PSNR in dB.", "",
+        *table(["arm", "steps", "calls of the blocks", *Regions._fields, "to the default's"], rows),
+    ])  # fmt: skip
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    (arguments.results / "bench_reuse.md").write_text(text)
+    (arguments.results / "bench_reuse.json").write_text(json.dumps(raw, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
