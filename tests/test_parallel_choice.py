@@ -28,6 +28,13 @@ def test_weights_are_cut_as_far_as_memory_asks():
     assert choose(LARGE, 8, 9 * GIB, heads=40).weights == 8
 
 
+def test_weights_are_cut_into_parts_that_divide_their_rows():
+    assert choose(LARGE, 7, 16 * GIB, heads=40).weights == 7
+    with pytest.raises(InputError, match="GiB on each of 7"):
+        choose(LARGE, 7, 16 * GIB, heads=40, width=512)
+    assert choose(LARGE, 6, 24 * GIB, heads=40, width=512).weights == 2
+
+
 def test_clips_that_do_not_fit_side_by_side_share_devices():
     # One clip per device would leave no room for its activations.
     assert choose(LARGE, 8, 10 * GIB, heads=40, clips=8) == MeshShape(4, 2, 1, 8)

@@ -58,6 +58,14 @@ def test_a_coordinator_that_is_not_there_is_waited_for_a_bounded_time(port):
     assert time.monotonic() - began < 60
 
 
+def test_the_other_hosts_are_waited_for_a_bounded_time(port):
+    alone = f"from ic_jax.parallel import join; join('127.0.0.1:{port}', 2, 0, timeout=2)"
+    command = [sys.executable, "-c", alone]
+    host = subprocess.run(command, env=FOUR, capture_output=True, text=True, timeout=300)
+    assert f"InputError: not all processes met at 127.0.0.1:{port} within 2 s" in host.stderr
+    assert host.returncode == 1  # JAX itself would abort
+
+
 @pytest.mark.parametrize(
     "flags, complaint",
     [

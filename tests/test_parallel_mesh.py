@@ -39,7 +39,7 @@ def test_devices_exchange_what_was_counted(shape):
     found = collectives(on_mesh(shape)[0].as_text())
     inside = [each for each in found if "/blocks/" in each.source]
     block = attention_traffic(shape, CONFIG, TOKENS, FLOAT32)
-    block = block.and_(block_traffic(shape, CONFIG, FLOAT32))
+    block = block.plus(block_traffic(shape, CONFIG, FLOAT32))
     counted = block.times(CONFIG.num_layers)._asdict()
     expected = {kind.replace("_", "-"): size for kind, size in counted.items() if size}
     assert received(inside) == pytest.approx(expected)
@@ -65,7 +65,7 @@ def test_devices_share_weights_and_activations():
         (MeshShape(clips=2, prompts=2, sequence=3), "takes 12 devices, and there are 8"),
         (MeshShape(sequence=0), "sequence is 0"),
         (MeshShape(prompts=4), "prompts is 4"),
-        (MeshShape(clips=2, sequence=4, weights=2), "into 2; give one of 1, 4, 8"),
+        (MeshShape(clips=2, sequence=4, weights=3), "into 3; give one of 1, 2, 4, 8"),
     ],
     ids=str,
 )
@@ -73,3 +73,9 @@ def test_a_layout_that_cannot_be_had_is_one_line(shape, complaint):
     with pytest.raises(InputError, match=complaint) as error:
         check(shape, CONFIG.num_heads, 8)
     assert "\n" not in str(error.value)
+
+
+def test_matrices_that_do_not_divide_are_refused():
+    shape = MeshShape(sequence=5, weights=5)
+    with pytest.raises(InputError, match="matrices of 96 rows|matrices of 48 rows"):
+        tiny_transformer.on_mesh(shape)

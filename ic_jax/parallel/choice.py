@@ -33,13 +33,20 @@ def per_device(need: Need, shape: MeshShape) -> int:
 
 
 def choose(
-    need: Need, devices: int, memory: int, heads: int, clips: int = 1, prompts: int = 2
+    need: Need,
+    devices: int,
+    memory: int,
+    heads: int,
+    clips: int = 1,
+    prompts: int = 2,
+    width: int = 0,
 ) -> MeshShape:
     """The shape for `clips` clips on so many devices of `memory` bytes each.
 
     Clips side by side exchange nothing, so that as many as are there come first; then the two
     prompts of guidance, which exchange a latent; the sequence takes the devices that are left.
-    Weights are cut no further than memory asks for.
+    Weights are cut no further than memory asks for, and into parts that divide `width`: what
+    the rows of all blocks' matrices are multiples of, 0 for of anything.
 
     Raises:
         InputError: not even the most frugal shape fits.
@@ -49,6 +56,7 @@ def choose(
         for side_by_side in range(min(clips, devices), 0, -1)
         if devices % side_by_side == 0
         for shape in _with_weights(_one_clip(devices // side_by_side, prompts), side_by_side, heads)
+        if width % shape.weights == 0
     ]
     for shape in shapes:
         if per_device(need, shape) <= memory:

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterable
+from threading import Thread
 
 import jax
 
@@ -34,16 +35,32 @@ def join(
             raise InputError(f"--process-id is {process}; give 0 to {processes - 1}")
         if process > 0:
             _knock(coordinator, timeout)
-    try:
-        jax.distributed.initialize(*given, initialization_timeout=timeout)
-    except ValueError as error:
+    _meet(given, timeout)
+
+
+def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> None:
+    failures: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(*given, initialization_timeout=2 * timeout + 60)
+        except Exception as error:
+            failures.append(error)
+
+    # When its own time is up JAX ends the process, with a stack trace; ours is up before.
+    meeting = Thread(target=initialize, daemon=True)
+    meeting.start()
+    meeting.join(timeout)
+    if meeting.is_alive():
+        raise InputError(
+            f"not all processes met at {given[0] or 'the coordinator'} within {timeout} s; "
+            "start all of them with the same address, and see that its port is open"
+        )
+    for error in failures:
+        if not isinstance(error, ValueError):
+            raise error
         raise InputError(
             "no cluster was found here: give --coordinator, --num-processes and --process-id"
-        ) from error
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"not all processes met at {coordinator or 'the coordinator'} within {timeout} s; "
-            "start all of them with the same address, and see that its port is open"
         ) from error
 
 

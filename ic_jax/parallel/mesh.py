@@ -1,9 +1,8 @@
 """How many devices share what: the shape of a mesh, and the mesh."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from math import gcd
-from operator import mul
+from itertools import chain, combinations
+from math import gcd, prod
 from typing import NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ class MeshShape(NamedTuple):
     sequence: int = 1
     """Devices among which the tokens of a clip are divided."""
     weights: int = 1
-    """Devices that share one copy of the transformer: the nearest ones, see `weight_axes`."""
+    """Devices that share one copy of the transformer; see `weight_axes`."""
 
     @property
     def devices(self) -> int:
@@ -46,13 +45,15 @@ def axis_sizes(shape: MeshShape, heads: int) -> dict[str, int]:
 
 
 def weight_axes(sizes: Mapping[str, int]) -> dict[int, tuple[str, ...]]:
-    """Into how many parts the weights can be cut, and along which axes of these sizes.
+    """Into how many parts the weights can be cut, in order, and along which axes of these sizes.
 
-    From the innermost axis outwards, so that the parts of a copy are close to each other.
+    Inner axes before outer ones: the parts of a copy are close to each other then.
     """
     inner = [axis for axis in reversed(AXES) if sizes[axis] > 1]
-    parts = accumulate((sizes[axis] for axis in inner), mul, initial=1)
-    return {count: tuple(reversed(inner[:n])) for n, count in enumerate(parts)}
+    found: dict[int, tuple[str, ...]] = {}
+    for some in chain.from_iterable(combinations(inner, n) for n in range(len(inner) + 1)):
+        found.setdefault(prod(sizes[axis] for axis in some), tuple(reversed(some)))
+    return dict(sorted(found.items()))
 
 
 def check(shape: MeshShape, heads: int, available: int) -> None:

@@ -4,6 +4,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from ic_jax.errors import InputError
 from ic_jax.model import Weights
 
 from .mesh import weight_axes
@@ -14,23 +15,30 @@ _CUT = "dit", "dit_low"
 def weight_shardings(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
     """A sharding for every leaf of `weights`, of which only shapes matter (`abstract_model`).
 
-    The matrices of the transformers are cut into `shards` parts along the axis that is summed
-    over, where that divides; XLA brings those of a block together when it comes to the block.
-    All else is on every device. `load_model` takes what this returns.
+    The matrices of the transformers are cut into `shards` parts, as `mesh.check` allows, along
+    the axis that is summed over; XLA brings those of a block together when it comes to the
+    block. All else is on every device. `load_model` takes what this returns.
 
     Raises:
-        KeyError: `shards` that `mesh.check` refuses.
+        InputError: the matrices of the blocks do not divide so.
     """
-    axes = weight_axes(mesh.shape)[shards]
+    axes, everywhere = weight_axes(mesh.shape)[shards], NamedSharding(mesh, PartitionSpec())
 
     def place(path, leaf) -> NamedSharding:
+        name = [entry.key for entry in path]
+        if shards == 1 or name[-1] != "kernel":
+            return everywhere
         # The last but one axis is the input of a matrix, alone or in a stack of layers.
-        matrix = path[-1].key == "kernel" if shards > 1 else False
-        if matrix and leaf.shape[-2] % shards == 0:
-            return NamedSharding(mesh, PartitionSpec(*[None] * (len(leaf.shape) - 2), axes))
-        return NamedSharding(mesh, PartitionSpec())
+        *stack, rows, _ = leaf.shape
+        if rows % shards == 0:
+            return NamedSharding(mesh, PartitionSpec(*[None] * len(stack), axes))
+        if name[0] == "blocks":
+            raise InputError(
+                f"layout: matrices of {rows} rows cannot be cut into {shards}; "
+                "give another number for weights"
+            )
+        return everywhere
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
     return Weights(
         **{
             name: jax.tree.map_with_path(place, tree)

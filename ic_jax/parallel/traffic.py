@@ -26,7 +26,7 @@ class Traffic(NamedTuple):
         """The same, so many times over."""
         return Traffic(*(count * received for received in self))
 
-    def and_(self, other: "Traffic") -> "Traffic":
+    def plus(self, other: "Traffic") -> "Traffic":
         """Both."""
         return Traffic(*(a + b for a, b in zip(self, other)))
 
@@ -70,8 +70,8 @@ def step_traffic(
     Left out are the embeddings and the head: a few matrices more, once.
     """
     block = attention_traffic(shape, config, tokens, itemsize, prompts)
-    block = block.and_(block_traffic(shape, config, itemsize))
-    return block.times(config.num_layers).and_(result_traffic(shape, config, tokens, prompts))
+    block = block.plus(block_traffic(shape, config, itemsize))
+    return block.times(config.num_layers).plus(result_traffic(shape, config, tokens, prompts))
 
 
 def _batch(shape: MeshShape, prompts: int) -> int:
