@@ -127,13 +127,24 @@ def dit_flops(config: DiTConfig, grid: Grid) -> int:
 
 
 def dit_memory(config: DiTConfig, grid: Grid, batch: int, itemsize: int) -> int:
-    """Estimate of the bytes that one call needs beside the weights; `itemsize` of activations.
+    """Estimate of the bytes of the activations of one call, whose `itemsize` is given.
 
     The float32 residual stream and its normalised copy stay while the widest layer runs.
     Attention is taken to be fused; in chunks of queries it needs up to 128 MiB more.
     """
     stream = 2 * FLOAT32 * token_count(config, grid) * config.dim
     return batch * (stream + itemsize * largest(dit_layers(config, grid)))
+
+
+def block_memory(config: DiTConfig, itemsize: int) -> int:
+    """Bytes of one block's weights, which a loop over stacked blocks copies out of their stack."""
+    return itemsize * parameters(list(_dit_block(config, 0)))
+
+
+def prepared_memory(config: DiTConfig, batch: int, itemsize: int) -> int:
+    """Bytes of the keys and values of text and image, which are made once for all steps."""
+    rows = config.text_len + (0 if config.image_dim is None else IMAGE_TOKENS)
+    return 2 * config.num_layers * batch * rows * config.dim * itemsize
 
 
 # The autoencoder ------------------------------------------------------------------
@@ -148,11 +159,13 @@ def vae_layers(config: VAEConfig, clip: Grid) -> tuple[list[Layer], list[Layer]]
 def vae_memory(layers: Sequence[Layer], chunked: bool) -> int:
     """Estimate of the bytes that one half needs for what its `layers` were listed for, in float32.
 
-    A convolution sums one result per tap in time: with its padded input about three times what
-    it reads and writes. Between chunks every causal layer keeps its last frames, old and new.
+    A causal convolution sums one result per tap in time. With the block's input, the normalised
+    copy and that with its past, XLA holds 4 to 6 times what it reads and writes. Between chunks
+    every causal layer keeps its last frames.
     """
+    working = max((5 if layer.kept else 2) * layer.values for layer in layers)
     kept = sum(layer.kept for layer in layers) if chunked else 0
-    return FLOAT32 * (3 * largest(layers) + 2 * kept)
+    return FLOAT32 * (working + kept)
 
 
 def _levels(config: VAEConfig, clip: Grid) -> list[Grid]:

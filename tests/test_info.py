@@ -114,25 +114,6 @@ def test_flops_of_the_released_sizes(name, height, width, published):
     assert record["flops"]["sampling"] == 2 * 50 * record["flops"]["denoiser"]
 
 
-def test_estimated_memory_is_near_xlas():
-    """Few tokens, so that the scores of attention, which is not fused on CPU, do not count."""
-    config = replace(DIT, dim=1024, num_heads=8, ffn_dim=6144)
-    grid = (1, 16, 16)
-    inputs = shaped(2, *grid, 16), shaped(2), shaped(2, 40, 96)
-    run = jax.jit(applied(WanDiT(config))).lower(wan_dit.target(config), *inputs).compile()
-    measured = run.memory_analysis().temp_size_in_bytes
-    assert 0.5 < cost.dit_memory(config, grid, batch=2, itemsize=4) / measured < 2
-
-    config = VAEConfig(base=16, multipliers=(1, 2, 4), blocks=1, temporal=(True, True))
-    clip = (9, 64, 96)
-    latent = shaped(1, *config.latent_shape(*clip))
-    run = jax.jit(lambda params, x: decode(config, params, x, chunk=1))
-    run = run.lower(vae_shapes(config, clip), latent).compile()
-    measured = run.memory_analysis().temp_size_in_bytes
-    _, decoder = cost.vae_layers(config, (4, 64, 96))
-    assert 0.5 < cost.vae_memory(decoder, chunked=True) / measured < 2
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_table_fits_a_terminal_and_json_says_the_same(name, capsys):
     Info(name).run()
@@ -148,7 +129,7 @@ def test_the_table_fits_a_terminal_and_json_says_the_same(name, capsys):
 def test_the_text_encoder_waits_in_the_hosts_memory_and_visits_by_the_block():
     for name in ("nano", "Wan2.1-T2V-1.3B"):
         record = describe(name)
-        sizes, memory = variant(name), record["memory"]
+        sizes, memory = variant(name), record["memory"]["copied"]
         encoder, itemsize = umt5.target(sizes.umt5), jnp.dtype(sizes.dtype).itemsize
         assert memory["host"] == {"umt5": size(encoder) * itemsize}
         block = size(encoder["blocks"]) // sizes.umt5.layers * itemsize
@@ -156,8 +137,9 @@ def test_the_text_encoder_waits_in_the_hosts_memory_and_visits_by_the_block():
         assert "umt5" not in memory["weights"]
         shown = as_table(record)
         assert "weights, umt5: one block at a time" in shown and "host's memory, umt5" in shown
-    weights = sum(memory["weights"].values()) + max(memory["activations"].values())
-    assert memory["peak"] == weights > block
+    assert (
+        memory["peak"] == sum(memory["weights"].values()) + max(memory["phases"].values()) > block
+    )
 
 
 def test_two_experts_are_two_components_of_which_one_runs_at_a_time():
@@ -165,7 +147,26 @@ def test_two_experts_are_two_components_of_which_one_runs_at_a_time():
     parts = two["components"]
     assert parts["dit"]["parameters"] == parts["dit_low"]["parameters"]
     assert two["flops"]["denoiser"] == one["flops"]["denoiser"]
-    assert two["memory"]["weights"]["dit_low"] == one["memory"]["weights"]["dit"]
+    weights = one["memory"]["copied"]["weights"]
+    assert two["memory"]["copied"]["weights"]["dit_low"] == weights["dit"]
+
+
+def test_devices_share_the_tokens_and_where_they_are_cut_the_weights():
+    one, eight = (describe("Wan2.1-T2V-14B", devices=n)["memory"] for n in (1, 8))
+    assert set(one) == {"copied"} and set(eight) == {"copied", "cut"}
+    alone, whole, cut = one["copied"], eight["copied"], eight["cut"]
+    assert whole["weights"] == alone["weights"] and whole["phases"] == cut["phases"]
+    assert cut["weights"]["dit"] == alone["weights"]["dit"] // 8
+    assert cut["weights"]["vae"] == alone["weights"]["vae"]
+    assert whole["phases"]["sample"] < alone["phases"]["sample"]
+    shown = as_table(describe("Wan2.1-T2V-14B", devices=8))
+    assert "fits, weights cut: 80 GB yes" in shown and "on each of 8 devices" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_it_says_which_cards_the_small_model_fits():
+    fits = describe("Wan2.1-T2V-1.3B")["memory"]["copied"]["fits"]
+    assert fits["24 GB"] == "yes" and fits["16 GB"] != "no"
 
 
 def test_a_converted_folder_tells_where_it_came_from(tmp_path):
@@ -195,7 +196,7 @@ def test_a_converted_folder_tells_where_it_came_from(tmp_path):
         "calibration: variance_scale",
     ):
         assert text in shown
-    assert record["memory"]["host"] == {} and "umt5" not in shown
+    assert record["memory"]["copied"]["host"] == {} and "umt5" not in shown
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,7 @@ def test_a_converted_folder_tells_where_it_came_from(tmp_path):
         (("nano", 80), "--frames is 80"),
         (("nano", 81, 481), "--height is 481; give a multiple of 16"),
         (("nano", 81, 480, 840), "--width is 840; give a multiple of 16"),
+        (("nano", None, None, None, 0), "--devices is 0; give a number from 1"),
         (("wan",), "wan: neither a model's folder nor a model's name .*Wan2.1-T2V-1.3B"),
     ],
 )

@@ -3,15 +3,17 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from .. import cost
+from ..budget import Budget, fits, networks, predict
 from ..checkpoint import load
 from ..errors import InputError
 from ..model import BUNDLED
@@ -19,6 +21,7 @@ from ..model_folder import read_manifest
 from ..models.variants import VARIANTS, Variant, variant
 
 WIDTH = 100
+CARDS = 80, 24, 16
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Info:
     """Of a frame, in pixels: a multiple of 16; without it, the model's own."""
     width: int | None = None
     """Likewise."""
+    devices: int = 1
+    """Devices that share one clip: its tokens and, where they are cut, the weights."""
     json: bool = False
     """Print everything as JSON, with exact numbers."""
 
     def run(self) -> None:
-        record = describe(self.checkpoint, self.frames, self.height, self.width)
+        record = describe(self.checkpoint, self.frames, self.height, self.width, self.devices)
         print(json.dumps(record, indent=1) if self.json else as_table(record))
 
 
@@ -45,16 +50,23 @@ class Info:
 
 
 def describe(
-    checkpoint: str, frames: int | None = None, height: int | None = None, width: int | None = None
+    checkpoint: str,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Everything that `info` shows, as JSON-serialisable numbers: FLOPs and bytes.
 
-    Memory is an estimate for one clip at a time, on one device, with fused attention. The text
-    encoder stays in the host's memory and visits the device one block at a time.
+    Memory is an estimate (`budget`) for one clip at a time, with fused attention, on each of
+    so many devices. The text encoder stays in the host's memory and visits the device one block
+    at a time.
 
     Raises:
         InputError: neither a model's folder nor its name, or a size that does not divide.
     """
+    if not 1 <= devices <= 4096:
+        raise InputError(f"--devices is {devices}; give a number from 1 to 4096")
     model = _find(checkpoint)
     sizes = variant(model["variant"]).resized(frames, height, width)
     grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
@@ -66,7 +78,8 @@ def describe(
         "steps": sizes.steps,
         "calls_per_step": _calls_per_step(sizes),
         "flops": _flops(sizes),
-        "memory": _memory(sizes, model["components"]),
+        "devices": devices,
+        "memory": _memory(sizes, model["components"], devices),
     }
 
 
@@ -135,7 +148,7 @@ def _by_name(name: str) -> dict[str, Any]:
     unknown = {"dtype": None, "bytes": None, "layout": None, "files": []}
     components = {
         part: {"parameters": cost.parameters(layers), **unknown}
-        for part, layers in _networks(variant(name)).items()
+        for part, layers in networks(variant(name)).items()
     }
     return {
         "checkpoint": None,
@@ -146,20 +159,6 @@ def _by_name(name: str) -> dict[str, Any]:
     }
 
 
-def _networks(sizes: Variant) -> dict[str, list[cost.Layer]]:
-    """The layers of each component, over one clip, one prompt and one image."""
-    clip = (sizes.frames, sizes.height, sizes.width)
-    encoder, decoder = cost.vae_layers(sizes.vae, clip)
-    dit = cost.dit_layers(sizes.dit, sizes.vae.latent_shape(*clip)[:3])
-    networks = {"dit": dit}
-    if sizes.boundary is not None:
-        networks["dit_low"] = dit
-    networks |= {"vae": encoder + decoder, "umt5": cost.umt5_layers(sizes.umt5, sizes.dit.text_len)}
-    if sizes.clip is not None:
-        networks["clip"] = cost.clip_layers(sizes.clip)
-    return networks
-
-
 def _calls_per_step(sizes: Variant) -> int:
     """Guidance asks for the prompt and for the negative prompt."""
     scales = {sizes.guidance_scale, sizes.guidance_scale_low}
@@ -168,53 +167,32 @@ def _calls_per_step(sizes: Variant) -> int:
 
 def _flops(sizes: Variant) -> dict[str, int]:
     encoder, decoder = cost.vae_layers(sizes.vae, (sizes.frames, sizes.height, sizes.width))
-    networks = {name: cost.flops(layers) for name, layers in _networks(sizes).items()}
+    whole = {name: cost.flops(layers) for name, layers in networks(sizes).items()}
     counts = {
-        "denoiser": networks["dit"],
-        "sampling": sizes.steps * _calls_per_step(sizes) * networks["dit"],
+        "denoiser": whole["dit"],
+        "sampling": sizes.steps * _calls_per_step(sizes) * whole["dit"],
         "encode": cost.flops(encoder),
         "decode": cost.flops(decoder),
-        "text_encoder": _calls_per_step(sizes) * networks["umt5"],
+        "text_encoder": _calls_per_step(sizes) * whole["umt5"],
     }
-    return counts | ({"image_encoder": networks["clip"]} if "clip" in networks else {})
+    return counts | ({"image_encoder": whole["clip"]} if "clip" in whole else {})
 
 
-def _memory(sizes: Variant, components: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    stored = {
-        name: part["parameters"] * jnp.dtype("float32" if name == "vae" else sizes.dtype).itemsize
-        for name, part in components.items()
-    }
-    grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)[:3]
-    chunk = (sizes.chunk or sizes.frames, sizes.height, sizes.width)
-    encoder, decoder = cost.vae_layers(sizes.vae, chunk)
-    chunked = sizes.chunk is not None
-    itemsize = jnp.dtype(sizes.dtype).itemsize
-    activations = {
-        "denoiser": cost.dit_memory(sizes.dit, grid, _calls_per_step(sizes), itemsize),
-        "encode": cost.vae_memory(encoder, chunked),
-        "decode": cost.vae_memory(decoder, chunked),
-    }
-    weights = {name: size for name, size in stored.items() if name != "umt5"}
-    host = {name: size for name, size in stored.items() if name == "umt5"}
-    # The text encoder has come and gone before the other networks are loaded.
-    block = _umt5_block(sizes) * itemsize if host else 0
-    peak = max(block, sum(weights.values()) + max(activations.values()))
+def _memory(
+    sizes: Variant, components: Mapping[str, Mapping[str, Any]], devices: int
+) -> dict[str, Any]:
+    """By how the transformer's weights lie on the devices: a copy on each, or cut up."""
+    parameters = {name: part["parameters"] for name, part in components.items()}
+    given = {"parameters": parameters, "devices": devices}
     return {
-        "weights": weights,
-        "umt5_block": block,
-        "activations": activations,
-        "peak": peak,
-        "host": host,
+        way: _budget_record(predict(sizes, _calls_per_step(sizes), cut=way == "cut", **given))
+        for way in (("copied",) if devices == 1 else ("copied", "cut"))
     }
 
 
-def _umt5_block(sizes: Variant) -> int:
-    """Parameters of one block of the text encoder."""
-    none, one = (
-        cost.parameters(cost.umt5_layers(replace(sizes.umt5, layers=layers), sizes.dit.text_len))
-        for layers in (0, 1)
-    )
-    return one - none
+def _budget_record(budget: Budget) -> dict[str, Any]:
+    cards = {f"{card} GB": fits(budget.peak, card) for card in CARDS}
+    return {**budget._asdict(), "peak": budget.peak, "fits": cards}
 
 
 # Shown ----------------------------------------------------------------------------
@@ -237,9 +215,10 @@ def as_table(record: Mapping[str, Any]) -> str:
         *_columns(_flops_rows(record)),
         "",
         *_columns(_memory_rows(record)),
+        *_fit_rows(record),
         "",
         "calibration: " + _calibration(record["calibration"]),
-        "FLOPs count matrix products; memory is an estimate for one device with fused attention.",
+        "FLOPs count matrix products; memory is an estimate for one clip with fused attention.",
     ]
     return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in lines)
 
@@ -268,19 +247,42 @@ def _flops_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
         "image_encoder": "encode a frame (CLIP)",
     }
     rows = [(shown[name], _flop_count(count)) for name, count in record["flops"].items()]
+    if (devices := record["devices"]) > 1:
+        share = record["flops"]["sampling"] // devices
+        rows.append((f"sampling, on each of {devices} devices", _flop_count(share)))
     return [("work", "FLOPs"), *rows]
 
 
 def _memory_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    memory = record["memory"]
-    rows = [("memory of the device", "")]
-    rows += [(f"weights, {name}", _bytes(size)) for name, size in memory["weights"].items()]
-    if memory["umt5_block"]:
-        rows.append(("weights, umt5: one block at a time", _bytes(memory["umt5_block"])))
-    rows += [(f"working on {name}", _bytes(size)) for name, size in memory["activations"].items()]
-    rows.append(("at most at once", _bytes(memory["peak"])))
-    host = [(f"host's memory, {name}", _bytes(size)) for name, size in memory["host"].items()]
-    return [*rows, *host]
+    """A column for each way in which the weights may lie."""
+    ways, devices = record["memory"].values(), record["devices"]
+    titles = ("",) if devices == 1 else tuple(f"weights {way}" for way in record["memory"])
+    first = next(iter(ways))
+    rows = [("memory of the device" if devices == 1 else f"of each of {devices}", *titles)]
+
+    def add(title: str, *path: str) -> None:
+        rows.append((title, *(_bytes(reduce(getitem, path, way)) for way in ways)))
+
+    for name in first["weights"]:
+        add(f"weights, {name}", "weights", name)
+    if first["umt5_block"]:
+        add("weights, umt5: one block at a time", "umt5_block")
+    for name in first["phases"]:
+        add(f"work: {name}", "phases", name)
+    add("at most at once", "peak")
+    for name in first["host"]:
+        add(f"host's memory, {name}", "host", name)
+    return rows
+
+
+def _fit_rows(record: Mapping[str, Any]) -> list[str]:
+    """One line for each way."""
+    several = len(record["memory"]) > 1
+    return [
+        f"fits{f', weights {way}' if several else ''}: "
+        + ", ".join(f"{card} {verdict}" for card, verdict in budget["fits"].items())
+        for way, budget in record["memory"].items()
+    ]
 
 
 def _calibration(values: Mapping[str, Any]) -> str:

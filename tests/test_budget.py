@@ -1,0 +1,149 @@
+"""The memory that is predicted is near XLA's own count, and refuses nothing that fits."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from convert import wan_dit
+from ic_jax import budget, cost
+from ic_jax.budget import Memory, check_fits, check_host_fits, fits, host_memory, predict
+from ic_jax.errors import InputError
+from ic_jax.fill import fill
+from ic_jax.models.variants import variant
+from ic_jax.models.wan_dit import DiTConfig, WanDiT
+from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode, encode
+from ic_jax.programs import abstract_scene
+from ic_jax.shot import Shot
+
+# Our count over XLA's, which this is the stated factor of.
+FACTOR = 1.5
+SIZES = variant("Wan2.1-T2V-1.3B")
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def temporaries(function, *shapes):
+    compiled = jax.jit(function).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def assert_near(counted, measured):
+    assert 1 / FACTOR < counted / measured < FACTOR, counted / measured
+
+
+@pytest.mark.parametrize(
+    "dim, heads, ffn_dim, grid",
+    [
+        (256, 2, 1024, (3, 16, 24)),
+        (512, 4, 2048, (9, 32, 48)),  # attention in chunks
+        (1024, 8, 6144, (1, 16, 16)),  # few tokens: little but one block's weights
+    ],
+)
+def test_a_call_of_the_transformer(dim, heads, ffn_dim, grid):
+    config = DiTConfig(dim, ffn_dim, heads, num_layers=3, text_dim=96, text_len=40)
+    inputs = shaped(2, *grid, 16), shaped(2), shaped(2, 40, 96)
+    run = lambda params, *inputs: WanDiT(config).apply({"params": params}, *inputs)
+    measured = temporaries(run, wan_dit.target(config), *inputs)
+    counted = cost.dit_memory(config, grid, batch=2, itemsize=4) + cost.block_memory(config, 4)
+    assert_near(counted, measured)
+
+
+@pytest.mark.parametrize(
+    "config, clip",
+    [
+        (VAEConfig(16, (1, 2, 4), 1, (True, True)), (9, 64, 96)),
+        (VAEConfig(32, (1, 2, 4, 4), 2, (False, True, True)), (9, 64, 96)),
+    ],
+)
+def test_either_half_of_the_autoencoder(config, clip):
+    params = jax.eval_shape(WanVAE(config).init, jax.random.key(0), jnp.zeros((1, 5, 32, 32, 3)))
+    params = params["params"]
+    encoder, decoder = cost.vae_layers(config, (4, *clip[1:]))
+    measured = temporaries(
+        lambda params, x: encode(config, params, x, chunk=4), params, shaped(1, *clip, 3)
+    )
+    assert_near(cost.vae_memory(encoder, chunked=True), measured)
+    latent = shaped(1, *config.latent_shape(*clip))
+    measured = temporaries(lambda params, x: decode(config, params, x, chunk=1), params, latent)
+    assert_near(cost.vae_memory(decoder, chunked=True), measured)
+
+
+def test_filling_the_holes_of_a_warp():
+    sizes = replace(variant("nano"), frames=9)
+
+    def run(scene):
+        warped = scene.operator.apply(scene.clip)
+        return fill(scene.operator, scene.clip, warped, scene.operator.visible)
+
+    scene = abstract_scene(sizes, Shot)
+    counted = budget._FILL * 4 * sizes.frames * sizes.height * sizes.width
+    assert_near(counted, temporaries(run, scene))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(scene))
+    assert 2 * held == pytest.approx(budget._GEOMETRY * counted / budget._FILL, rel=0.1)
+
+
+def test_a_card_fits_with_jaxs_default_share_or_with_more_of_it_or_not_at_all():
+    verdicts = [fits(int(share * 16e9), 16) for share in (0.7, 0.9, 1.0)]
+    assert verdicts == ["yes", "with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95", "no"]
+
+
+def test_what_cannot_fit_is_refused_with_advice():
+    needed = predict(SIZES, 2).peak
+    assert check_fits("model", SIZES, 2, Memory(needed, needed)) is None
+    assert check_fits("model", SIZES, 2, None) is None
+    assert "may need" in check_fits("model", SIZES, 2, Memory(needed, needed - 1))
+    for limit, advice in ((4 << 30, "fewer --frames"), (1 << 30, "take a smaller model")):
+        with pytest.raises(InputError, match=advice) as error:
+            check_fits("model", SIZES, 2, Memory(limit, limit))
+        assert "\n" not in str(error.value) and "81 frames of 832x480" in str(error.value)
+
+
+def test_nothing_is_refused_that_may_fit():
+    """Half of the work as it is counted is less than was ever measured."""
+    found = predict(SIZES, 2)
+    least = sum(found.weights.values()) + max(found.phases.values()) // 2
+    assert "may need" in check_fits("model", SIZES, 2, Memory(least, least))
+
+
+def test_the_text_encoder_has_to_fit_the_host():
+    check_host_fits("model", SIZES, Memory(16 << 30, 1 << 30))
+    check_host_fits("model", SIZES, None)
+    with pytest.raises(InputError, match="needs 10.6 GiB of this host's memory.* --context"):
+        check_host_fits("model", SIZES, Memory(8 << 30, 8 << 30))
+
+
+def write(root: Path, name: str, text: str):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+def test_a_hosts_memory_is_the_systems_within_the_containers_limit(tmp_path):
+    assert host_memory(tmp_path) is None
+    lines = (
+        "MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable: 40 kB\nSwapTotal: 8 kB\nSwapFree: 5 kB\n"
+    )
+    write(tmp_path, "proc/meminfo", lines)
+    assert host_memory(tmp_path) == Memory(108 * 1024, 45 * 1024)
+    write(tmp_path, "sys/fs/cgroup/memory.max", "max\n")
+    assert host_memory(tmp_path) == Memory(108 * 1024, 45 * 1024)
+    write(tmp_path, "sys/fs/cgroup/memory.max", f"{30 * 1024}\n")
+    assert host_memory(tmp_path) == Memory(30 * 1024, 30 * 1024)
+
+
+class Card:
+    platform = "gpu"
+
+    def __init__(self, stats):
+        self.memory_stats = lambda: stats
+
+
+def test_a_devices_memory_is_what_jax_may_use_of_it():
+    card = Card({"bytes_limit": 12, "bytes_in_use": 5})
+    assert budget.device_memory(card) == Memory(12, 7)
+    assert budget.device_memory(Card(None)) is None
+    assert budget.device_memory(jax.devices("cpu")[0]) == host_memory()
