@@ -19,7 +19,8 @@ from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
 from .model import Model
-from .pipeline import Observation, Scene, Settings
+from .models.layout import Layout
+from .pipeline import Observation, Part, Scene, Settings
 from .sampling.consistency import GAMMA_SCHEDULES, NOISES
 from .sampling.methods import METHODS, options
 from .sampling.sampler import State
@@ -131,6 +132,7 @@ def direct(
     progress: Progress = lambda stage, steps: None,
     midway: Midway | None = None,
     keep: Keep = lambda midway: None,
+    layout: Layout = Layout(),
 ) -> Take:
     """Re-capture a shot, or carry out an edit, of any size and length.
 
@@ -138,7 +140,8 @@ def direct(
     the model's by the rule of `framing`; a longer clip runs in windows, each of which observes
     its predecessor's last frames as well. `progress` is told the stage and how many steps of it
     are done. `keep` is given the run after every step; from one of these, as `midway`, the same
-    call goes on to the same frames bit for bit, on the same kind of device.
+    call goes on to the same frames bit for bit, on the same kind of device. `layout` spreads
+    the transformer over the devices that its weights lie on (`parallel`).
 
     Raises:
         InputError: nothing of the source is visible in the result.
@@ -166,7 +169,7 @@ def direct(
             state, _ = pipeline.begin(sizes, settings, noise_key)
             midway = Midway(finished, seen, state, 0)
         with timed(seconds, "sample"):
-            for midway in _steps(model, settings, context, midway):
+            for midway in _steps(model, settings, context, midway, layout):
                 progress("sample", 1)
                 keep(midway)
         progress("decode", 0)
@@ -199,16 +202,25 @@ def _seen(
 
 
 def _steps(
-    model: Model, settings: Settings, context: Float[Array, "2 l d"], midway: Midway
+    model: Model,
+    settings: Settings,
+    context: Float[Array, "2 l d"],
+    midway: Midway,
+    layout: Layout,
 ) -> Iterator[Midway]:
     """The steps of a window that are left, one by one."""
     sizes, weights = model.variant, model.weights
     finished, seen, state, done = midway
+    told = expert = None
     for part, level in programs.steps(sizes, settings)[done:]:
-        known = sizes, settings, part, weights, context
+        if part.expert != expert:
+            expert = part.expert
+            whose = sizes, settings, Part(expert), weights, context, seen.conditioning, layout
+            told = programs.prepare(*whose)
+        known = sizes, settings, part, weights, told
         if part.refreshes:
-            seen = programs.refresh(*known, seen, state, level)
-        state = jax.block_until_ready(programs.proceed(*known, seen, state, level))
+            seen = programs.refresh(*known, seen, state, level, layout)
+        state = jax.block_until_ready(programs.proceed(*known, seen, state, level, layout))
         done += 1
         yield Midway(finished, seen, state, done)
 
@@ -272,6 +284,7 @@ def check(settings: Settings) -> None:
         "guidance_scale_low": (0, 100),
         "gamma": (0, 1e6),
         "inner": (0, 1000),
+        "reuse": (0, 1000),
         "guided_from": (0, 1),
         "guided_to": (0, 1),
         "refresh_at": (0, 1),
@@ -290,6 +303,11 @@ def check(settings: Settings) -> None:
             raise InputError(
                 f"--consistency {settings.consistency} has no --{option}; leave it out"
             )
+    if settings.reuse and not METHODS[settings.consistency].single:
+        raise InputError(
+            f"--consistency {settings.consistency} asks the model more than once in a step; "
+            "leave --reuse out"
+        )
     windowed = settings.guided_from < 1 or settings.guided_to > 0 or settings.refresh_at is not None
     if windowed and not METHODS[settings.consistency].trajectory:
         raise InputError(

@@ -10,6 +10,7 @@ from . import pipeline
 from .edit import Edit
 from .geometry.camera import Camera
 from .model import Model
+from .models.layout import Layout
 from .models.variants import Variant
 from .pipeline import Observation, Part, Scene, Settings
 from .sampling.sampler import State
@@ -18,15 +19,19 @@ from .sampling.solvers import SOLVERS
 from .shot import Shot
 
 observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings"))
-proceed = jax.jit(
-    pipeline.proceed, static_argnames=("sizes", "settings", "part"), donate_argnames="state"
-)
-refresh = jax.jit(pipeline.refresh, static_argnames=("sizes", "settings", "part"))
 finish = jax.jit(pipeline.finish, static_argnames="sizes")
+
+_STATIC = "sizes", "settings", "part", "layout"
+prepare = jax.jit(pipeline.prepare, static_argnames=_STATIC)
+refresh = jax.jit(pipeline.refresh, static_argnames=_STATIC)
+proceed = jax.jit(pipeline.proceed, static_argnames=_STATIC, donate_argnames="state")
 
 
 def lowered(
-    model: Model, settings: Settings, footage: type[Shot] | type[Edit]
+    model: Model,
+    settings: Settings,
+    footage: type[Shot] | type[Edit],
+    layout: Layout = Layout(),
 ) -> Iterator[tuple[str, Lowered]]:
     """Every program of a window, by name, ready to be compiled; the weights may be abstract.
 
@@ -39,11 +44,17 @@ def lowered(
     context = jax.ShapeDtypeStruct(text, jnp.dtype(sizes.dtype))
     yield "observe", observe.lower(sizes, settings, weights, scene, scene, key)
     seen, state = abstract_window(model, settings, footage)
+    expert = None
     for part, level in dict(steps(sizes, settings)).items():
-        known = sizes, settings, part, weights, context, seen, state, level
+        if part.expert != expert:
+            expert = part.expert
+            whose = sizes, settings, Part(expert), weights, context, seen.conditioning, layout
+            yield f"prepare, {expert}", prepare.lower(*whose)
+            told = prepare.eval_shape(*whose)
+        known = sizes, settings, part, weights, told, seen, state, level, layout
         if part.refreshes:
-            yield "refresh", refresh.lower(*known)
-        yield f"sample, {part.expert}", proceed.lower(*known)
+            yield f"refresh, {expert}", refresh.lower(*known)
+        yield f"sample, {expert}", proceed.lower(*known)
     yield "finish", finish.lower(sizes, weights, state)
 
 

@@ -7,12 +7,14 @@ import tyro
 
 from ..errors import InputError
 from .calibrate import Calibrate
+from .compile_cache import keep_compiled_programs
 from .convert import Convert
 from .embed import Embed
 from .info import Info
 from .inpaint import Inpaint
 from .recapture import Recapture
 from .verify import Verify
+from .warmup import Warmup
 from .warp import Warp
 
 COMMANDS = {
@@ -24,6 +26,7 @@ COMMANDS = {
     "info": Info,
     "embed": Embed,
     "calibrate": Calibrate,
+    "warmup": Warmup,
 }
 
 
@@ -35,6 +38,7 @@ def main() -> None:
         COMMANDS, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
     )
     try:
+        keep_compiled_programs()
         command.run()
     except InputError as error:
         print(f"ic-jax: {error}", file=sys.stderr)

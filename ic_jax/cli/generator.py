@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
 from .. import text
+from ..budget import check_fits, check_host_fits, device_memory, host_memory
 from ..calibration import from_record, load_record
 from ..director import Footage, Take, check, direct, plan, resolve, timed
 from ..edit import Edit
 from ..errors import InputError
-from ..model import Model, calibrated, find_model, identify, load_uncalibrated
+from ..midway import identity, load
+from ..model import Model, calibrated, find_model, fingerprint, identify, load_uncalibrated
 from ..models.variants import Variant, variant
-from ..pipeline import Settings
+from ..pipeline import Settings, guidance_scale
 from .console import note, progress_bar
+from .resumption import kept, where
+from .spread import spread
 
 
 class Run(NamedTuple):
@@ -25,6 +30,8 @@ class Run(NamedTuple):
     settings: Settings
     take: Take
     told: "Told"
+    resumed: str | None
+    """Where it was taken up again."""
 
 
 class Told(NamedTuple):
@@ -36,18 +43,23 @@ class Told(NamedTuple):
     cuts: list[str]
 
 
+class Found(NamedTuple):
+    """What is known of a model before any of its weights are read."""
+
+    folder: Path
+    name: str
+    sizes: Variant
+    calibration: dict[str, Any]
+    where: Path
+    """Where the calibration is from."""
+
+
 @dataclass(frozen=True)
-class Generator:
-    """A model, what it is told, and at which size it works."""
+class Chosen:
+    """A model, and the size that it works at."""
 
     model: Path = Path("nano")
     """Folder of a model that `ic-jax convert` made; without it, the bundled small model."""
-    prompt: str = ""
-    """What the result shows. The bundled model reads the first 63 bytes."""
-    negative_prompt: str | None = None
-    """What it should not show; without it, the model's own."""
-    context: Path | None = None
-    """Prompts that `ic-jax embed` has encoded: the text encoder is not loaded."""
     calibration: Path | None = None
     """A file that `ic-jax calibrate --out` wrote, in place of the model's own calibration."""
     frames: int | None = None
@@ -56,39 +68,76 @@ class Generator:
     """Height that the model works at, in pixels. The result has the clip's own."""
     width: int | None = None
     """Width that the model works at, in pixels."""
-    seed: int = 0
-    """Same seed, same frames."""
 
-    def run(self, footage: Footage, settings: Settings, seconds: dict[str, float]) -> Run:
-        """Encode the prompts, free the text encoder, load the model, and direct.
-
-        What can be wrong without them is looked at before any weights are read.
-
-        Raises:
-            InputError: a model, a size or a setting that does not exist or does not fit.
-        """
-        check(settings)
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^63 - 1")
+    def find(self) -> Found:
+        """Raises InputError for a model or a size that does not exist."""
         folder = find_model(self.model)
         name, record = identify(folder)
         sizes = variant(name).resized(self.frames, self.height, self.width)
         channels = sizes.vae.latent_channels
-        if self.calibration is None:
-            from_record(record, folder, channels)
-        else:
+        if self.calibration is not None:
             record = load_record(self.calibration, name, channels)
+            return Found(folder, name, sizes, record, self.calibration)
+        from_record(record, folder, channels)
+        return Found(folder, name, sizes, record, folder)
+
+
+@dataclass(frozen=True)
+class Generator(Chosen):
+    """A model, what it is told, and how it runs."""
+
+    prompt: str = ""
+    """What the result shows. The bundled model reads the first 63 bytes."""
+    negative_prompt: str | None = None
+    """What it should not show; without it, the model's own."""
+    context: Path | None = None
+    """Prompts that `ic-jax embed` has encoded: the text encoder is not loaded."""
+    seed: int = 0
+    """Same seed, same frames."""
+    devices: int = 1
+    """Devices that share the clip. The model's weights are cut up where memory asks for it."""
+    resume: bool = False
+    """Keep the state of the run in OUT.resume, and go on from there if it was stopped."""
+
+    def run(
+        self,
+        footage: Footage,
+        settings: Settings,
+        seconds: dict[str, float],
+        state: Path | None = None,
+    ) -> Run:
+        """Encode the prompts, free the text encoder, load the model, and direct.
+
+        What can be wrong without them is looked at before any weights are read. `state` is
+        where the run is kept while it goes on, and what it goes on from.
+
+        Raises:
+            InputError: a model, a size or a setting that does not exist or does not fit.
+        """
+        found, prompts = self._checked(settings)
+        layout, shardings = spread(found.folder, found.sizes, prompts, self.devices)
         with timed(seconds, "text"):
-            told = self._told(folder, sizes)
+            told = self._told(found.folder, found.sizes)
         for line in told.cuts:
             note(line)
         with timed(seconds, "load model"):
-            model = load_uncalibrated(folder)._replace(variant=sizes)
-            model = calibrated(model, record, self.calibration or folder)
+            model = load_uncalibrated(found.folder, shardings)._replace(variant=found.sizes)
+            model = calibrated(model, found.calibration, found.where)
         settings = resolve(settings, model, isinstance(footage, Edit))
-        with progress_bar(len(plan(model, footage)) * settings.steps) as progress:
-            take = direct(model, settings, footage, told.context, seed=self.seed, progress=progress)
-        return Run(model, settings, take, told)
+        known = model, settings, footage
+        run = begun = None
+        if state is not None:
+            run = identity(fingerprint(found.folder), *known, told.context, self.seed)
+            run["devices"] = self.devices
+            begun = load(state, run, *known) if state.exists() else None
+        if begun is not None:
+            note(f"going on {where(begun)}")
+        steps = len(plan(model, footage)) * settings.steps
+        # The bar ends first: what is said of the run stands below it.
+        with kept(state, run) as keep, progress_bar(steps) as progress:
+            more = {"progress": progress, "midway": begun, "keep": keep, "layout": layout}
+            take = direct(*known, told.context, seed=self.seed, **more)
+        return Run(model, settings, take, told, where(begun) if begun else None)
 
     def prompted(self, prompt: str) -> "Generator":
         """The same with this prompt, unless it has one already."""
@@ -112,8 +161,25 @@ class Generator:
                 [w.start, min(w.stop, len(footage.frames))] for w in plan(run.model, footage)
             ],
             "seed": self.seed,
+            "devices": self.devices,
+            "resumed": run.resumed,
             "settings": dataclasses.asdict(run.settings),
         }
+
+    def _checked(self, settings: Settings) -> tuple[Found, int]:
+        """The model, and with how many prompts at a time it is asked. Says what may not fit."""
+        check(settings)
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^63 - 1")
+        found = self.find()
+        prompts = 1 if guidance_scale(found.sizes, settings, "dit") == 1 else 2
+        if self.context is None:
+            check_host_fits(found.name, found.sizes, host_memory())
+        if self.devices == 1:  # more of them are chosen by their memory
+            memory = device_memory(jax.local_devices()[0])
+            if warning := check_fits(found.name, found.sizes, prompts, memory):
+                note(warning)
+        return found, prompts
 
     def _told(self, folder: Path, sizes: Variant) -> Told:
         if self.context is not None:

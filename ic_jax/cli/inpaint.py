@@ -18,6 +18,7 @@ from ..report import INPAINT
 from ..video import read_video
 from .console import report, rounded
 from .generator import Generator, Run
+from .resumption import state_file
 from .source import Flat
 
 
@@ -40,11 +41,12 @@ class Inpaint:
         if self.mask is None:
             raise InputError(f"{self.clip}: what is to be made anew? pass --mask FILE, white there")
         seconds: dict[str, float] = {}
-        with output_folder(self.out) as folder:
+        resume = self.generator.resume
+        with state_file(self.out, resume) as state, output_folder(self.out) as folder:
             with timed(seconds, "read"):
                 clip = read_video(self.clip)
                 edit = load_edit(clip, self.mask)
-            run = self.generator.run(edit, self.settings, seconds)
+            run = self.generator.run(edit, self.settings, seconds, state)
             seconds |= run.take.seconds
             facts = delivery.measure(run.take, None)
             with timed(seconds, "write"):

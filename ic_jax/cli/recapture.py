@@ -13,6 +13,7 @@ from ..pipeline import Settings
 from ..report import RECAPTURE
 from .console import report, rounded
 from .generator import Generator, Run
+from .resumption import state_file
 from .source import Flat, Source
 
 
@@ -32,11 +33,12 @@ class Recapture:
         if self.source.clip is None:
             self = self._of_the_sample()
         seconds: dict[str, float] = {}
-        with output_folder(self.out) as folder:
+        resume = self.generator.resume
+        with state_file(self.out, resume) as state, output_folder(self.out) as folder:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
                 truth = delivery.read_truth(self.truth, clip) if self.truth else None
-            run = self.generator.run(shot, self.settings, seconds)
+            run = self.generator.run(shot, self.settings, seconds, state)
             seconds |= run.take.seconds
             facts = delivery.measure(run.take, truth)
             with timed(seconds, "write"):

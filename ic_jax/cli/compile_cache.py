@@ -1,0 +1,47 @@
+"""Compiled programs outlive the run that made them, in the user's cache folder.
+
+Only the command line does this: a library leaves such choices to the program it is part of.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+
+from .console import note
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def keep_compiled_programs() -> None:
+    """Have JAX keep what it compiles, unless the user has told it where to, or not to.
+
+    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR moves the folder and, where it is
+    empty, switches this off. A folder that cannot be written costs a line and nothing else.
+    """
+    if VARIABLE in os.environ or jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        folder = _made(cache_folder())
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        reason = getattr(error, "strerror", None) or error
+        note(f"compiled programs are not kept for the next run ({reason}); set {VARIABLE}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A run has dozens of small programs, which together take longer than one large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/ic-jax/xla, by default in ~/.cache. Raises RuntimeError without a home."""
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = chosen if chosen.is_absolute() else Path.home() / ".cache"
+    return base / "ic-jax" / "xla"
+
+
+def _made(folder: Path) -> Path:
+    """The folder, which only its user can write: what lies in it is run."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder

@@ -1,0 +1,96 @@
+"""`--devices`: the same frames from a clip that is spread over several, or one line why not."""
+
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folder import NAME, write_tiny
+from tiny_model import TINY
+
+from ic_jax import budget, parallel
+from ic_jax.budget import Memory
+from ic_jax.cli import generator, spread
+from ic_jax.models.layout import Layout
+from ic_jax.models.variants import VARIANTS
+from ic_jax.video import read_video, write_video
+
+FRAMES, HEIGHT, WIDTH = 9, 16, 32
+SIZES = TINY.resized(FRAMES, None, None)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tiny(written, monkeypatch):
+    monkeypatch.setitem(VARIANTS, NAME, TINY)
+    return written
+
+
+@pytest.fixture
+def inpaint(tiny, run, tmp_path, monkeypatch):
+    """Runs the command on a small clip with more options."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    write_video("clip.mp4", noise, Fraction(8))
+    Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8) * 255).save("mask.png")
+    size = "--frames", FRAMES, "--steps", 2
+    return lambda *more: run(
+        "inpaint", "clip.mp4", "--mask", "mask.png", "--model", tiny, *size, *more
+    )
+
+
+def test_several_devices_make_the_frames_of_one(inpaint, tmp_path):
+    made = []
+    for count in (1, 4):
+        code, _, stderr = inpaint("--devices", count, "--out", f"out{count}")
+        assert code == 0, stderr
+        made.append(read_video(tmp_path / f"out{count}" / "generated.mp4").frames.astype(int))
+    # The rounding of another order of sums, and then of the video codec.
+    assert np.abs(made[0] - made[1]).max() <= 4 and np.abs(made[0] - made[1]).mean() < 0.1
+
+
+def with_memory(monkeypatch, size):
+    """So much for each of four devices, which share that of their host."""
+    monkeypatch.setattr(spread, "device_memory", lambda device: Memory(4 * size, 4 * size))
+
+
+def test_one_device_needs_no_layout(tiny):
+    assert spread.spread(tiny, SIZES, 2, 1) == (Layout(), None)
+
+
+def test_weights_are_cut_where_memory_asks_for_it(tiny, monkeypatch):
+    whole = budget.need(SIZES, 2)
+    shape = parallel.MeshShape(prompts=2, sequence=2)
+    for weights in (1, 4):
+        needed = parallel.per_device(whole, shape._replace(weights=weights))
+        with_memory(monkeypatch, needed)
+        layout, shardings = spread.spread(tiny, SIZES, 2, 4)
+        assert layout != Layout()
+        cut = [not where.is_fully_replicated for where in jax.tree.leaves(shardings.dit)]
+        assert any(cut) == (weights > 1)
+        assert all(where.is_fully_replicated for where in jax.tree.leaves(shardings.vae))
+
+
+def test_what_does_not_fit_however_it_is_cut_is_one_line(inpaint, monkeypatch):
+    with_memory(monkeypatch, 1000)
+    code, stdout, stderr = inpaint("--devices", 4)
+    last = stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert code == 2 and stdout == ""
+    assert last.startswith("ic-jax: the model needs") and "use more devices" in last
+
+
+def test_more_devices_than_there_are_is_one_line(inpaint):
+    code, _, stderr = inpaint("--devices", 9)
+    assert code == 2 and "--devices is 9; give a number from 1 to 8" in stderr
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_read(inpaint, monkeypatch):
+    monkeypatch.setattr(generator, "device_memory", lambda device: Memory(1000, 1000))
+    monkeypatch.setattr(generator, "load_uncalibrated", lambda *given: pytest.fail("read"))
+    code, _, stderr = inpaint()
+    assert code == 2 and "at the very least, and the device has 0.0 GiB" in stderr

@@ -1,0 +1,139 @@
+"""`--resume` as a user meets it: stopped by a signal, and gone on by the same command."""
+
+import json
+import os
+import signal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folder import NAME, write_tiny
+from tiny_model import TINY
+
+from ic_jax.cli import generator, resumption
+from ic_jax.director import Midway
+from ic_jax.geometry.camera import intrinsics_from_fov
+from ic_jax.models.variants import VARIANTS
+from ic_jax.video import read_video, write_video
+
+FRAMES, HEIGHT, WIDTH = 12, 20, 36
+SMALL = ["--model", "model", "--frames", 9, "--steps", 3, "--resume"]
+COMMANDS = {
+    "inpaint": ["clip.mp4", "--mask", "mask.png", *SMALL],
+    "recapture": ["clip.mp4", "--depth", "depth.npz", *SMALL],
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def here(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, NAME, TINY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny)
+    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    write_video("clip.mp4", noise, Fraction(8))
+    white = np.zeros((HEIGHT, WIDTH), np.uint8)
+    white[5:12, 10:30] = 255
+    Image.fromarray(white).save("mask.png")
+    depth = np.full((FRAMES, HEIGHT, WIDTH), 3.0, np.float32)
+    lens = np.asarray(intrinsics_from_fov(60.0, HEIGHT, WIDTH))
+    np.savez("depth.npz", depth=depth, kind="metric", intrinsics=lens)
+    return tmp_path
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Sends this process a signal in the middle of a step."""
+    honest = generator.direct
+
+    def interrupt(step, number):
+        def direct(*given, progress, **more):
+            taken = 0
+
+            def told(stage, done):
+                nonlocal taken
+                taken += done
+                if done and taken == step:
+                    os.kill(os.getpid(), number)
+                progress(stage, done)
+
+            return honest(*given, progress=told, **more)
+
+        monkeypatch.setattr(generator, "direct", direct)
+
+    yield interrupt
+
+
+@pytest.mark.parametrize("command, number", [("inpaint", signal.SIGTERM), ("recapture", 2)])
+def test_a_stopped_run_goes_on_by_the_same_command(run, here, interrupted, command, number):
+    arguments = [command, *COMMANDS[command]]
+    assert run(*arguments, "--out", "whole")[0] == 0
+    before = {path.name for path in here.iterdir()}
+    interrupted(5, number)
+    code, stdout, stderr = run(*arguments, "--out", "out")
+    assert code == 128 + number and stdout == ""
+    last = stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert last.startswith("ic-jax: stopped after step 2 of window 2; the same command goes on")
+    assert {path.name for path in here.iterdir()} - before == {"out.resume"}
+
+    code, _, stderr = run(*arguments, "--out", "out", "--seed", 1)
+    assert code == 2 and "out.resume: is of a run with another seed" in stderr
+
+    interrupted(None, number)
+    code, _, stderr = run(*arguments, "--out", "out")
+    assert code == 0 and "going on after step 2 of window 2" in stderr
+    made, whole = (read_video(here / out / "generated.mp4").frames for out in ("out", "whole"))
+    np.testing.assert_array_equal(made, whole)
+    resumed = json.loads((here / "out" / "result.json").read_text())["resumed"]
+    assert resumed == "after step 2 of window 2"
+    assert {path.name for path in here.iterdir()} - before == {"out"}
+
+
+def at(step):
+    return Midway([], None, None, step)
+
+
+def test_without_a_signal_the_state_is_kept_now_and_then(monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(resumption.midway, "save", lambda file, step, run: written.append(step))
+    steps = [at(step) for step in (1, 2, 3)]
+    for seconds, expected in ((1e9, []), (0.0, steps)):
+        monkeypatch.setattr(resumption, "SECONDS", seconds)
+        with resumption.kept(tmp_path / "out.resume", {}) as keep:
+            for step in steps:
+                keep(step)
+        assert written == expected
+
+
+def test_the_second_signal_acts_at_once(tmp_path, monkeypatch):
+    came = []
+    monkeypatch.setattr(resumption.midway, "save", lambda *given: None)
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("now"))
+    try:
+        with resumption.kept(tmp_path / "out.resume", {}) as keep:
+            os.kill(os.getpid(), signal.SIGTERM)  # nothing has been done yet
+            assert came == ["now"]
+            keep(at(1))
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == ["now"]
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == ["now", "now"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(resumption, "SECONDS", 0.0)
+
+    def full(*given):
+        raise resumption.InputError("cannot write out.resume: No space left on device")
+
+    monkeypatch.setattr(resumption.midway, "save", full)
+    with resumption.kept(tmp_path / "out.resume", {}) as keep:
+        keep(at(1))
+    assert "was not kept: cannot write out.resume: No space left" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Compiled programs are kept for the next run, and warm-up makes all of them beforehand."""
+
+import shutil
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+from tiny_folder import NAME, write_tiny
+from tiny_model import TINY
+
+from ic_jax.cli.compile_cache import VARIABLE, keep_compiled_programs
+from ic_jax.models.variants import VARIANTS
+from ic_jax.video import write_video
+
+LEAST = "jax_persistent_cache_min_compile_time_secs"
+FOLDER = "jax_compilation_cache_dir"
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A user who has told JAX nothing, and has a folder for caches."""
+    before = {name: getattr(jax.config, name) for name in (FOLDER, LEAST)}
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    jax.config.update(FOLDER, None)
+    compilation_cache.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_programs_are_kept_in_a_folder_that_only_the_user_can_write(user):
+    keep_compiled_programs()
+    folder = user / "cache" / "ic-jax" / "xla"
+    assert getattr(jax.config, FOLDER) == str(folder) and getattr(jax.config, LEAST) == 0
+    assert folder.stat().st_mode & 0o777 == 0o700
+    jax.jit(lambda x: x + 1)(np.arange(7)).block_until_ready()
+    assert list(folder.glob("*-cache"))
+
+
+@pytest.mark.parametrize("chosen", ["", "elsewhere"])
+def test_jaxs_own_variable_moves_it_or_switches_it_off(user, monkeypatch, chosen):
+    monkeypatch.setenv(VARIABLE, chosen)
+    keep_compiled_programs()
+    assert getattr(jax.config, FOLDER) is None  # JAX has read the variable for itself
+    assert not (user / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_one_line(user, capsys):
+    (user / "cache").write_text("a file")
+    keep_compiled_programs()
+    assert getattr(jax.config, FOLDER) is None
+    said = capsys.readouterr().err
+    assert said.startswith("ic-jax: compiled programs are not kept") and said.count("\n") == 1
+
+
+def compiled(folder):
+    """The programs of a window among what the cache holds."""
+    ours = "jit_observe-", "jit_proceed-", "jit_refresh-", "jit_finish-"
+    return {file.name for file in folder.glob("*-cache") if file.name.startswith(ours)}
+
+
+def test_after_a_warm_up_a_run_compiles_none_of_its_programs(user, run, monkeypatch):
+    monkeypatch.setitem(VARIANTS, NAME, TINY)
+    monkeypatch.chdir(user)
+    write_tiny(user / "model")
+    shutil.move(user / "model" / "dit", user / "dit")  # no weights are read
+    noise = np.random.default_rng(0).integers(0, 256, (9, 16, 32, 3), np.uint8)
+    write_video("clip.mp4", noise, Fraction(8))
+    Image.fromarray(np.eye(16, 32, dtype=np.uint8) * 255).save("mask.png")
+    options = "--model", "model", "--frames", 9, "--steps", 3, "--refresh-at", 0.9
+
+    code, stdout, stderr = run("warmup", "--command", "inpaint", *options)
+    assert code == 0, stderr
+    assert "inpaint, sample, dit" in stdout and "GiB" in stdout
+    warm = compiled(user / "cache" / "ic-jax" / "xla")
+    assert {name.partition("-")[0] for name in warm} == {
+        "jit_observe", "jit_proceed", "jit_refresh", "jit_finish",
+    }  # fmt: skip
+
+    shutil.move(user / "dit", user / "model" / "dit")
+    jax.clear_caches()
+    code, _, stderr = run("inpaint", "clip.mp4", "--mask", "mask.png", *options)
+    assert code == 0, stderr
+    assert compiled(user / "cache" / "ic-jax" / "xla") == warm
+
+
+def test_a_warm_up_that_would_be_forgotten_is_refused(user, run, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    code, _, stderr = run("warmup")
+    assert code == 2 and "nothing that is compiled would be kept" in stderr
