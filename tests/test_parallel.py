@@ -87,16 +87,22 @@ def test_each_device_holds_one_copy_of_the_weights():
         np.testing.assert_array_equal(shard.data, kernel[None])
 
 
-def test_replicated_weights_never_travel_again():
+def test_replicated_weights_never_travel_again(monkeypatch):
     run = over_clips(lambda weight, clip: weight * clip)
     weight, clip = np.float32([3.0]), (np.arange(10, dtype=np.float32)[:, None],)
     placed = replicate(weight)
     run(placed, clip)
+
+    sent, put = [], jax.device_put
+    monkeypatch.setattr(
+        jax, "device_put", lambda x, to: sent.extend(jax.tree.leaves(x)) or put(x, to)
+    )
     # Clips and results cross between host and devices because somebody says so, and nothing
     # goes from device to device.
     with jax.transfer_guard("disallow"), jax.transfer_guard_device_to_device("disallow_explicit"):
         np.testing.assert_array_equal(run(placed, clip), 3 * clip[0])
-        for unplaced in (np.stack([weight] * 8), jax.device_put(np.stack([weight] * 8))):
+        assert [leaf.shape for leaf in sent] == [(8, 1), (8, 1)]  # two rounds of clips alone
+        for unplaced in (np.stack([weight] * 8), put(np.stack([weight] * 8))):
             with pytest.raises(Exception, match="[Dd]isallowed"):
                 run(unplaced, clip)
 
