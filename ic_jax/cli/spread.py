@@ -1,5 +1,6 @@
 """`--devices`: one clip over several devices, cut up no further than their memory asks for."""
 
+from math import gcd
 from pathlib import Path
 
 from ..budget import device_memory, need
@@ -22,7 +23,9 @@ def spread(folder: Path, sizes: Variant, prompts: int, count: int) -> tuple[Layo
     # The devices that a CPU pretends to have share the memory of the host.
     shared = count if devices[0].platform == "cpu" else 1
     room = min(known, default=2**63) // shared
-    shape = choose(need(sizes, prompts), count, room, sizes.dit.num_heads, prompts=prompts)
+    rows = gcd(sizes.dit.dim, sizes.dit.ffn_dim)
+    given = {"prompts": prompts, "width": rows}
+    shape = choose(need(sizes, prompts), count, room, sizes.dit.num_heads, **given)
     mesh = device_mesh(shape, sizes.dit.num_heads, devices)
     weights = abstract_model(folder).weights
     return sequence_layout(mesh), weight_shardings(weights, mesh, shape.weights)
