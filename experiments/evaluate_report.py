@@ -12,23 +12,24 @@ import numpy as np
 from experiments.intervals import bootstrap
 from experiments.spectrum import FEWEST_GRADIENTS, OCTAVES
 
-MAIN = "mean, bayes_dds"
+MAIN = "mean, bayes_draw"
 PLAIN = "no consistency"
 ROUND_TRIP = "VAE round trip of the filled warp"
 TRUTH_TRIP = "VAE round trip of the truth"
-DELIVERED = "mean, bayes_dds, seen pixels shown"
+DELIVERED = "mean, bayes_draw, seen pixels shown"
 PUSH_PULL = "warp, push-pull"
 OTHER_FRAMES = "warp, other frames, push-pull"
 ARMS = {
-    MAIN: ("mean", "bayes_dds"),
+    MAIN: ("mean", "bayes_draw"),
     PLAIN: ("mean", "none"),
+    "mean, bayes_dds": ("mean", "bayes_dds"),
     "mean, dds": ("mean", "dds"),
-    "mean, bayes_draw": ("mean", "bayes_draw"),
     "response, bayes_dds": ("response", "bayes_dds"),
-    "response_open, bayes_dds": ("response_open", "bayes_dds"),
-    "nearest, bayes_dds": ("nearest", "bayes_dds"),
-    "min, bayes_dds": ("min", "bayes_dds"),
-    "encoded, bayes_dds": ("encoded", "bayes_dds"),
+    "response, bayes_draw": ("response", "bayes_draw"),
+    "response_open, bayes_draw": ("response_open", "bayes_draw"),
+    "nearest, bayes_draw": ("nearest", "bayes_draw"),
+    "min, bayes_draw": ("min", "bayes_draw"),
+    "encoded, bayes_draw": ("encoded", "bayes_draw"),
 }
 """Mask and consistency rule of everything that is sampled."""
 
@@ -177,7 +178,7 @@ def _continuous_mask(records: Records) -> list[Verdict]:
     verdicts = []
     for name in ("visible", "seam", "hole"):
         best = lambda masks: max(
-            (f"{mask}, bayes_dds" for mask in masks),
+            (f"{mask}, bayes_draw" for mask in masks),
             key=lambda row: np.nanmean(figure(records, row, name)),
         )
         ours = best(("response", "response_open", "encoded"))

@@ -25,13 +25,13 @@ from ic_jax.models.variants import VARIANTS, Variant
 from ic_jax.models.wan_dit import DiTConfig, WanDiT
 from ic_jax.sampling.consistency import Consistency, bayes_dds, dds
 from ic_jax.sampling.denoiser import Prediction, guided
+from ic_jax.sampling.renewals import bayes_draw
 from ic_jax.sampling.schedule import Level
 
-RULES = {"bayes_dds": bayes_dds(), "dds": dds()}
+RULES = {"bayes_draw": bayes_draw(), "bayes_dds": bayes_dds(), "dds": dds()}
 TARGET = 0.01
 LOOP = 100  # corrections per timed call, in a scan as in the sampler
 LARGE = "Wan2.1-T2V-1.3B"
-KEY = jax.random.key(0)  # neither rule draws from it
 
 
 # Counted --------------------------------------------------------------------------
@@ -48,9 +48,9 @@ def step_flops(config: DiTConfig, grid: tuple[int, int, int]) -> int:
 def correction(rule: Consistency) -> Callable:
     """One correction as a function of arrays alone."""
 
-    def apply(clean, noise, y, coverage, variance, sigma):
+    def apply(clean, noise, y, coverage, variance, sigma, key):
         level = Level(sigma, 0.9 * sigma, 1000 * sigma)
-        return rule(Prediction(clean, noise), y, LatentMask(coverage, variance), level, KEY)
+        return rule(Prediction(clean, noise), y, LatentMask(coverage, variance), level, key)
 
     return apply
 
@@ -62,8 +62,9 @@ def correction_shapes(grid: tuple[int, int, int], channels: int) -> list[jax.Sha
 
 
 def correction_flops(rule: Consistency, grid: tuple[int, int, int], channels: int) -> int:
-    """XLA's count, exact here: elementwise operations, no loops."""
-    return round(_xla_flops(correction(rule), *correction_shapes(grid, channels)))
+    """XLA's count: elementwise operations, and those that random numbers are made by."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return round(_xla_flops(correction(rule), *correction_shapes(grid, channels), key))
 
 
 def _xla_flops(function: Callable, *shapes) -> float:
@@ -118,6 +119,7 @@ def time_step(sizes: Variant, repeats: int) -> dict[str, float]:
     context = jnp.zeros((2, sizes.dit.text_len, sizes.dit.text_dim))
     arrays = random_like(correction_shapes(grid, sizes.dit.in_channels), 1)
     level = Level(jnp.float32(0.5), jnp.float32(0.45), jnp.float32(500.0))
+    key = jax.random.key(0)
 
     @jax.jit
     def denoise(params, x):
@@ -127,7 +129,7 @@ def time_step(sizes: Variant, repeats: int) -> dict[str, float]:
     calls = {"denoiser": lambda: denoise(params, arrays[0])}
     for name, rule in RULES.items():
         calls[name] = lambda apply=jax.jit(in_a_loop(rule)): apply(*arrays[:-1])
-        calls[f"{name}, one call"] = lambda apply=jax.jit(correction(rule)): apply(*arrays)
+        calls[f"{name}, one call"] = lambda apply=jax.jit(correction(rule)): apply(*arrays, key)
     seconds = side_by_side(calls, repeats)
     return seconds | {name: seconds[name] / LOOP for name in RULES}
 
@@ -136,10 +138,11 @@ def in_a_loop(rule: Consistency) -> Callable:
     """`LOOP` corrections, each of the last one's result, at as many levels."""
 
     def apply(clean, noise, y, coverage, variance):
-        def step(prediction, sigma):
-            return correction(rule)(*prediction, y, coverage, variance, sigma), None
+        def step(prediction, at):
+            return correction(rule)(*prediction, y, coverage, variance, *at), None
 
-        return jax.lax.scan(step, Prediction(clean, noise), jnp.linspace(1.0, 0.1, LOOP))[0]
+        at = jnp.linspace(1.0, 0.1, LOOP), jax.random.split(jax.random.key(0), LOOP)
+        return jax.lax.scan(step, Prediction(clean, noise), at)[0]
 
     return apply
 

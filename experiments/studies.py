@@ -140,9 +140,13 @@ def references(lab: Laboratory, kind: str, numbers: Iterable[int]) -> Scores:
 
 
 def steps(lab: Laboratory, arguments: Arguments) -> Page:
-    """Solvers by number of steps, and methods that spend their calls of the model otherwise."""
+    """Solvers by number of steps, and methods that spend their calls of the model otherwise.
+
+    Multistep solvers extrapolate from one estimate to the next, and draws stand in between.
+    """
     arms = [
-        replace(DEFAULT, solver=solver, steps=n)
+        Settings(consistency=name, solver=solver, steps=n)
+        for name in ("bayes_dds", "bayes_draw")
         for solver in ("euler", "dpmpp_2m", "unipc")
         for n in STEPS
     ]
@@ -164,7 +168,7 @@ def sweeps(lab: Laboratory, arguments: Arguments) -> Page:
         ),
         *(replace(dds, gamma=gamma) for gamma in GAMMAS),
         *(replace(dds, gamma_schedule=name) for name in ("falling", "rising", "variance")),
-        *(replace(DEFAULT, noise=name) for name in ("keep", "renew")),
+        *(Settings(consistency="bayes_dds", noise=n) for n in ("recompute", "keep", "renew")),
         *(replace(DEFAULT, guided_from=sigma) for sigma in (0.95, 0.8)),
         *(replace(DEFAULT, guided_to=sigma) for sigma in (0.2, 0.5)),
         *(replace(DEFAULT, renoise=share) for share in (0.1, 0.3, 0.6)),

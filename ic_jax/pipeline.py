@@ -50,15 +50,16 @@ class Settings:
     latent_mask: str = "mean"
     """Latent mask: nearest, mean, min, encoded, probes, response, response_open, jacobian or
     kernel."""
-    consistency: str = "bayes_dds"
-    """How the sample agrees with the measurement: bayes_dds, bayes_draw, dds, ddnm, none, or any
+    consistency: str = "bayes_draw"
+    """How the sample agrees with the measurement: bayes_draw, bayes_dds, dds, ddnm, none, or any
     other of sampling.methods.METHODS; a name that does not exist lists them."""
     gamma: float | None = None
     """Strength of the measurement, in methods that have one number for it."""
     gamma_schedule: str | None = None
     """Its course over the noise levels: constant, falling, rising or variance."""
     clean_error: str | None = None
-    """The model's own variance in bayes_dds: gaussian, or measured (see `ic-jax calibrate`)."""
+    """The model's own variance, where a method weighs it: gaussian, or measured (see
+    `ic-jax calibrate`)."""
     noise: str | None = None
     """What becomes of the noise when the clean estimate moves: recompute, keep or renew."""
     inner: int | None = None

@@ -168,7 +168,7 @@ PATH = ["--camera", "path.json"]
         (None, ["--steps", "0"], "--steps is 0"),
         (None, ["--consistency", "magic"], "unknown --consistency 'magic'; one of none, dds"),
         (None, ["--consistency", "dds", "--gamma", "inf"], "--gamma is inf"),
-        (None, ["--gamma", "2"], "--consistency bayes_dds has no --gamma"),
+        (None, ["--gamma", "2"], "--consistency bayes_draw has no --gamma"),
         (None, ["--consistency", "dds", "--noise", "loud"], "unknown --noise 'loud'; one of"),
         (None, ["--consistency", "flair", "--guided-to", "0.5"], "flair has no noisy trajectory"),
         (None, ["--refresh-at", "1.5"], "--refresh-at is 1.5"),
