@@ -1,7 +1,5 @@
 """Eight devices give what one gives, clip by clip, with weights that are sent once."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +9,7 @@ from tiny_model import TINY, tiny_context, tiny_weights
 from ic_jax import pipeline
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
-from ic_jax.parallel import (
-    MeshShape,
-    device_mesh,
-    over_clips,
-    over_mesh,
-    place,
-    replicate,
-    sequence_layout,
-)
+from ic_jax.parallel import over_clips, replicate
 
 CLIPS = 11
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
@@ -45,8 +35,8 @@ def clips():
     return scenes, contexts, jax.random.split(jax.random.key(0), CLIPS)
 
 
-def recapture(weights, *clip, **layout):
-    return pipeline.recapture(TINY, pipeline.Settings(steps=2), weights, *clip, **layout)
+def recapture(weights, *clip):
+    return pipeline.recapture(TINY, pipeline.Settings(steps=2), weights, *clip)
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +95,3 @@ def test_replicated_weights_never_travel_again(monkeypatch):
         for unplaced in (np.stack([weight] * 8), put(np.stack([weight] * 8))):
             with pytest.raises(Exception, match="[Dd]isallowed"):
                 run(unplaced, clip)
-
-
-def test_clips_side_by_side_each_on_devices_of_its_own(frames, clips):
-    shape = MeshShape(clips=2, prompts=2, sequence=2, weights=4)
-    mesh = device_mesh(shape, TINY.dit.num_heads)
-    weights = place(tiny_weights(), mesh, shape.weights)
-    kernel = weights.dit["blocks"]["self_attn"]["q"]["kernel"]
-    assert {part.data.shape for part in kernel.addressable_shards} == {(2, 12, 48)}
-    run = over_mesh(partial(recapture, layout=sequence_layout(mesh)), mesh)
-    np.testing.assert_allclose(run(weights, take(clips, np.arange(3))), frames[:3], atol=1e-5)

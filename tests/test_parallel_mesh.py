@@ -1,6 +1,6 @@
 """A clip on many devices is the clip on one; what the devices exchange is what was counted."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -9,7 +9,16 @@ import tiny_transformer
 from tiny_transformer import CONFIG, TOKENS
 
 from ic_jax.errors import InputError
-from ic_jax.parallel import MeshShape, check
+from ic_jax.model import Weights
+from ic_jax.models.layout import Layout
+from ic_jax.parallel import (
+    MeshShape,
+    check,
+    device_mesh,
+    over_mesh,
+    place,
+    sequence_layout,
+)
 from ic_jax.parallel.collectives import collectives, received
 from ic_jax.parallel.traffic import attention_traffic, block_traffic, step_traffic
 
@@ -50,6 +59,24 @@ def test_devices_exchange_what_was_counted(shape):
     matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(rest) if leaf.ndim > 1)
     most = sum(step_traffic(shape, CONFIG, TOKENS, FLOAT32)) + matrices
     assert sum(received(found).values()) <= most
+
+
+def test_clips_run_side_by_side_each_on_devices_of_its_own():
+    shape = MeshShape(clips=2, prompts=2, sequence=2, weights=4)
+    mesh = device_mesh(shape, CONFIG.num_heads)
+    weights = place(Weights(vae={}, dit=tiny_transformer.inputs()[0]), mesh, shape.weights)
+    kernel = weights.dit["blocks"]["self_attn"]["q"]["kernel"]
+    assert {part.data.shape for part in kernel.addressable_shards} == {(2, 12, 48)}
+
+    def velocity(layout, dit, x, timestep, context):
+        told = tiny_transformer.prepare(layout, dit, context)
+        return tiny_transformer.velocity(layout, dit, x, timestep, told)
+
+    dit, *clip = tiny_transformer.inputs()
+    clips = tuple(np.stack([leaf, 2 * leaf, -leaf]) for leaf in clip)
+    found = over_mesh(partial(velocity, sequence_layout(mesh)), mesh)(weights.dit, clips)
+    expected = [velocity(Layout(), dit, *(leaf[n] for leaf in clips)) for n in range(3)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_devices_share_weights_and_activations():
