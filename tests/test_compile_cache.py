@@ -17,6 +17,7 @@ from ic_jax.video import write_video
 
 LEAST = "jax_persistent_cache_min_compile_time_secs"
 FOLDER = "jax_compilation_cache_dir"
+PROGRAMS = "observe", "prepare", "refresh", "proceed", "finish"
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line(user, capsys):
 
 def compiled(folder):
     """The programs of a window among what the cache holds."""
-    ours = "jit_observe-", "jit_proceed-", "jit_refresh-", "jit_finish-"
+    ours = tuple(f"jit_{name}-" for name in PROGRAMS)
     return {file.name for file in folder.glob("*-cache") if file.name.startswith(ours)}
 
 
@@ -78,9 +79,7 @@ def test_after_a_warm_up_a_run_compiles_none_of_its_programs(user, run, monkeypa
     assert code == 0, stderr
     assert "inpaint, sample, dit" in stdout and "GiB" in stdout
     warm = compiled(user / "cache" / "ic-jax" / "xla")
-    assert {name.partition("-")[0] for name in warm} == {
-        "jit_observe", "jit_proceed", "jit_refresh", "jit_finish",
-    }  # fmt: skip
+    assert {name.partition("-")[0] for name in warm} == {f"jit_{name}" for name in PROGRAMS}
 
     shutil.move(user / "dit", user / "model" / "dit")
     jax.clear_caches()
