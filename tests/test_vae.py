@@ -4,14 +4,25 @@ Parity with the reference implementation is in test_parity_vae.py.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_model import random_like
 
-from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode, encode
+from ic_jax.models.wan_vae import (
+    VAEConfig,
+    WanVAE,
+    conv_at_once,
+    conv_by_taps,
+    decode,
+    decode_bytes,
+    encode,
+)
+from ic_jax.video import to_float, to_uint8
 
 FRAMES, SIZE = 9, 16
 CONFIGS = {
@@ -115,3 +126,55 @@ def test_latents_are_normalised_by_the_models_own_statistics(clip):
     mean, std = np.array(model.config.latent_mean), np.array(model.config.latent_std)
     first = clip[:, :1]
     np.testing.assert_allclose(model.encode(first) * std + mean, raw.encode(first), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 1, 1), (1, 2, 2)])
+def test_both_forms_of_the_convolution_are_the_same_sum(kernel, strides):
+    x, weights = jnp.asarray(noise(2, 5, 8, 6, 3)), jnp.asarray(noise(*kernel, 3, 4))
+    window = {"strides": strides, "padding": tuple((n // 2, n - 1 - n // 2) for n in kernel[1:])}
+    whole, taps = (form(x, weights, **window) for form in (conv_at_once, conv_by_taps))
+    assert whole.shape == taps.shape
+    np.testing.assert_allclose(taps, whole, atol=1e-5)
+
+
+def test_bytes_are_encoded_as_what_they_stand_for(model, clip):
+    frames = to_uint8(clip)
+    expected = model.encode(to_float(frames), chunk=4)
+    np.testing.assert_allclose(model.encode(frames, chunk=4), expected, atol=1e-5)
+
+
+def test_decoded_bytes_are_the_nearest_to_the_clip(model, latent):
+    run = jax.jit(partial(decode_bytes, model.config, chunk=1))
+    frames = np.asarray(run(model.params, latent))
+    assert frames.dtype == np.uint8 and len(np.unique(frames)) > 30
+    levels = (model.decode(latent, chunk=1) + 1) * 127.5
+    np.testing.assert_allclose(frames, levels, atol=0.501)
+
+
+def shared_by_rows(function, config, params, x):
+    """The program on one device, and on eight that share the rows of every frame."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    over_rows = NamedSharding(mesh, PartitionSpec(None, None, "rows"))
+    place = lambda frames: jax.lax.with_sharding_constraint(frames, over_rows)
+    everywhere = jax.device_put((params, x), NamedSharding(mesh, PartitionSpec()))
+
+    alone = jax.jit(partial(function, config)).lower(params, x).compile()
+    spread = jax.jit(partial(function, config, place=place)).lower(*everywhere).compile()
+    np.testing.assert_allclose(spread(*everywhere), alone(params, x), atol=1e-5)
+    return alone, spread
+
+
+def test_devices_can_share_the_rows_of_what_is_encoded():
+    """Thirty rows of latents on eight devices: they need not divide."""
+    model = Model(CONFIGS["nano"])
+    clip = noise(1, 5, 240, 32, 3)
+    programs = shared_by_rows(partial(encode, chunk=4), model.config, model.params, clip)
+    alone, spread = (p.memory_analysis().temp_size_in_bytes for p in programs)
+    assert spread < alone / 3
+
+
+def test_devices_can_share_the_rows_of_what_is_decoded():
+    model = Model(CONFIGS["nano"])
+    latent = noise(1, 2, 10, 2, model.config.latent_channels)
+    shared_by_rows(partial(decode, chunk=1), model.config, model.params, latent)

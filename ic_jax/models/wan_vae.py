@@ -91,6 +91,9 @@ def per_frame(function, x: Float[Array, "b t ..."]) -> Float[Array, "b t ..."]:
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
 class Conv(nn.Module):
     """A convolution with kernel (kt, kh, kw), valid in time.
 
@@ -100,7 +103,7 @@ class Conv(nn.Module):
     features: int
     kernel: tuple[int, int, int]
     strides: tuple[int, int, int] = (1, 1, 1)
-    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    padding: Padding | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
@@ -118,13 +121,24 @@ class Conv(nn.Module):
         return y + bias.astype(x.dtype)
 
 
-def conv_at_once(x: Array, kernel: Array, strides, padding) -> Array:
+def conv_at_once(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    strides: tuple[int, int, int],
+    padding: Padding,
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """One convolution in three dimensions, valid in time; `padding` is of height and width."""
     return jax.lax.conv_general_dilated(
         x, kernel, strides, ((0, 0), *padding), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
 
 
-def conv_by_taps(x: Array, kernel: Array, strides, padding) -> Array:
+def conv_by_taps(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    strides: tuple[int, int, int],
+    padding: Padding,
+) -> Float[Array, "b t2 h2 w2 d"]:
     """One convolution of images per tap in time: the same sum, 1.5 times faster on a CPU."""
     taps = len(kernel)
 
