@@ -157,11 +157,15 @@ def fits(peak: int, gigabytes: int) -> str:
 
 def device_memory(device: jax.Device) -> Memory | None:
     """What JAX may use of a device, or of the host where that is the device; None if unknown."""
-    stats = device.memory_stats() or {}
+    return memory_of(device.platform, device.memory_stats() or {})
+
+
+def memory_of(platform: str, stats: Mapping[str, int]) -> Memory | None:
+    """The same from what a device of this platform says of itself."""
     if "bytes_limit" in stats:
         limit = stats["bytes_limit"]
         return Memory(limit, limit - stats.get("bytes_in_use", 0))
-    return host_memory() if device.platform == "cpu" else None
+    return host_memory() if platform == "cpu" else None
 
 
 def host_memory(root: Path = Path("/")) -> Memory | None:

@@ -135,15 +135,7 @@ def test_a_hosts_memory_is_the_systems_within_the_containers_limit(tmp_path):
     assert host_memory(tmp_path) == Memory(30 * 1024, 30 * 1024)
 
 
-class Card:
-    platform = "gpu"
-
-    def __init__(self, stats):
-        self.memory_stats = lambda: stats
-
-
 def test_a_devices_memory_is_what_jax_may_use_of_it():
-    card = Card({"bytes_limit": 12, "bytes_in_use": 5})
-    assert budget.device_memory(card) == Memory(12, 7)
-    assert budget.device_memory(Card(None)) is None
+    assert budget.memory_of("gpu", {"bytes_limit": 12, "bytes_in_use": 5}) == Memory(12, 7)
+    assert budget.memory_of("gpu", {}) is None
     assert budget.device_memory(jax.devices("cpu")[0]) == host_memory()

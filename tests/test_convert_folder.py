@@ -404,7 +404,9 @@ def test_the_command_reports_one_line(source, tmp_path, capsys):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+# A process started in the background of a script ignores Ctrl-C, and hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import released
 from ic_jax.models.variants import VARIANTS
