@@ -45,8 +45,18 @@ def moved():
     return scene(8)
 
 
-run = jax.jit(pipeline.recapture, static_argnums=(0, 1))
 observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
+sample = jax.jit(pipeline.sample, static_argnums=(0, 1))
+finish = jax.jit(pipeline.finish, static_argnums=0)
+
+
+def run(sizes, settings, weights, scene, context, key):
+    """`recapture`, part by part: only what a test changes is compiled anew."""
+    mask_key, noise_key = jax.random.split(key)
+    read = Settings(latent_mask=settings.latent_mask, conditioning=settings.conditioning)
+    seen = observe(sizes, read, weights, scene, scene, mask_key)
+    return finish(sizes, weights, sample(sizes, settings, weights, context, seen, noise_key))
+
 
 # A mask that encodes nothing of its own compiles in a fraction of the time.
 QUICK = Settings(latent_mask="mean")
@@ -59,6 +69,12 @@ def test_same_seed_same_frames_and_another_seed_others(weights, moved):
     np.testing.assert_array_equal(first, run(TINY, Settings(), weights, moved, CONTEXT, KEY))
     other = run(TINY, Settings(), weights, moved, CONTEXT, jax.random.key(1))
     assert np.abs(first - other).max() > 1e-3
+
+
+def test_the_parts_make_the_whole(weights, moved):
+    whole = jax.jit(partial(pipeline.recapture, TINY, QUICK))(weights, moved, CONTEXT, KEY)
+    parts = run(TINY, QUICK, weights, moved, CONTEXT, KEY)
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
 
 
 def test_the_measurement_matters(weights, moved):
