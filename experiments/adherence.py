@@ -44,8 +44,9 @@ from ic_jax.director import check, variance_scale
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Observation, Scene, Settings, finish, observe, sample
+from ic_jax.pipeline import Observation, Scene, finish, observe, sample
 from ic_jax.report import psnr_db
+from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
 
 matplotlib.use("Agg")

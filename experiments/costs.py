@@ -21,15 +21,17 @@ import tyro
 from experiments.overhead import side_by_side
 from experiments.studies_report import table
 from ic_jax import pipeline
+from ic_jax.course import Part
 from ic_jax.delivery import environment
 from ic_jax.latent_mask import LatentMask, Measurement
 from ic_jax.model import load_model
-from ic_jax.pipeline import Observation, Part, Settings
+from ic_jax.pipeline import Observation
 from ic_jax.sampling.denoiser import split
 from ic_jax.sampling.methods import METHODS, method
 from ic_jax.sampling.sampler import Pixels, start
 from ic_jax.sampling.schedule import Level
 from ic_jax.sampling.solvers import euler
+from ic_jax.settings import Settings
 
 SHAPE = 2, 4, 4, 3
 LEVEL = Level(*(jnp.float32(value) for value in (0.6, 0.5, 600.0)))

@@ -48,8 +48,9 @@ from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
 from ic_jax.model import BUNDLED, Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Observation, Scene, Settings, observe
+from ic_jax.pipeline import Observation, Scene, observe
 from ic_jax.report import psnr_db
+from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
 
 matplotlib.use("Agg")

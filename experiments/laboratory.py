@@ -28,7 +28,8 @@ from ic_jax.director import variance_scale
 from ic_jax.latent_mask import LatentMask
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Observation, Settings
+from ic_jax.pipeline import Observation
+from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
 
 # Compiled once each and called often; masks have one shape for all, so that the sampler is

@@ -32,14 +32,15 @@ from experiments.masks_fusion import DECODED, SIGMAS, Calibration, Study, calibr
 from experiments.masks_report import report
 from experiments.metrics import psnr_by_region, regions
 from experiments.natural_clips import natural_clips
+from ic_jax.expert import denoiser_of, expert
 from ic_jax.fill import fill, push_pull
 from ic_jax.geometry.camera import Camera, intrinsics_from_fov
 from ic_jax.geometry.warp import WarpOperator, warp_operator
 from ic_jax.latent_mask import MASKS, LatentMask, MaskConstruction, Measurement, frame_groups
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
-from ic_jax.pipeline import Part, Settings, denoiser_of
 from ic_jax.sampling.schedule import TRAIN_TIMESTEPS, Level
+from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
 
 FILLS = ("black", "grey", "push-pull", "other frames")
@@ -131,7 +132,7 @@ def _mask(name: str, sizes, vae, operator, measurement: Measurement, key: Array)
 
 @partial(jax.jit, static_argnums=0)
 def _clean(sizes, weights, context, x: Float[Array, "t h w c"], level: Level):
-    denoise = denoiser_of(sizes, Settings(), Part(), weights, context, None)
+    denoise = denoiser_of(expert(sizes, Settings(), "dit", weights, context, None))
     return denoise(x, level).clean
 
 

@@ -28,8 +28,8 @@ from experiments.studies_report import Page, Scores, overall, write
 from experiments.tasks import TASKS
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import MASKS
-from ic_jax.pipeline import Settings
 from ic_jax.sampling.methods import METHODS, options
+from ic_jax.settings import Settings
 
 DEFAULT = Settings()
 RESULTS = Path("experiments/results")

@@ -4,7 +4,8 @@ from .director import Take, direct, resolve
 from .edit import Edit, load_edit
 from .errors import InputError
 from .model import Model, load_model
-from .pipeline import Settings, recapture
+from .pipeline import recapture
+from .settings import Settings
 from .shot import Shot, load_shot
 from .text import embed_prompts
 from .video import Clip, read_video, write_video

@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .calibration import CleanError
+from .conditioning import Conditioning
+from .course import stages
+from .expert import denoiser_of, expert
 from .model import Weights
 from .models.variants import Variant
-from .pipeline import Conditioning, Part, Settings, denoiser_of, stages
 from .sampling.schedule import Level
 from .sampling.solvers import SOLVERS
+from .settings import Settings
 
 LEVELS = 12
 
@@ -54,7 +57,7 @@ def measure_clean_error(
             rows = []
             for part, levels in parts:
                 for row in zip(*levels):
-                    error = ask(part, weights, latent, noise, context, told, Level(*row))
+                    error = ask(part.expert, weights, latent, noise, context, told, Level(*row))
                     rows.append(np.asarray(error))
                     progress(1)
             total += rows
@@ -68,7 +71,7 @@ def measure_clean_error(
 def _mean_squared_error(
     sizes: Variant,
     settings: Settings,
-    part: Part,
+    name: str,
     weights: Weights,
     latent: Float[Array, "t h w c"],
     noise: Float[Array, "t h w c"],
@@ -76,6 +79,6 @@ def _mean_squared_error(
     conditioning: Conditioning | None,
     level: Level,
 ) -> Float[Array, " c"]:
-    denoise = denoiser_of(sizes, settings, part, weights, context, conditioning)
+    denoise = denoiser_of(expert(sizes, settings, name, weights, context, conditioning))
     x = (1 - level.sigma) * latent + level.sigma * noise
     return ((denoise(x, level).clean - latent) ** 2).mean((0, 1, 2))

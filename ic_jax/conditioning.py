@@ -11,6 +11,8 @@ Wan 2.1 I2V (arXiv 2503.20314), is the special case in which frame 0 alone is kn
 patterns follow the Fun-InP models (github.com/aigc-apps/VideoX-Fun).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +20,13 @@ from .latent_mask import Encode
 
 # Pixel frames per latent, and so channels of the mask.
 _FRAMES = 4
+
+
+class Conditioning(NamedTuple):
+    """The inputs of an image model: channels beside the noise, and CLIP's tokens."""
+
+    channels: Float[Array, "*b t h w k"]
+    tokens: Float[Array, "*b m e"] | None
 
 
 def condition(

@@ -20,11 +20,12 @@ from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
 from .model import Model
 from .models.layout import Layout
-from .pipeline import Observation, Part, Scene, Settings
+from .pipeline import Observation, Scene
 from .sampling.consistency import GAMMA_SCHEDULES, NOISES
 from .sampling.methods import METHODS, options
 from .sampling.sampler import State
 from .sampling.solvers import SOLVERS
+from .settings import Settings, guidance_scale
 from .video import to_float, to_uint8
 
 # Frames that a window takes over from the one before: two latents' worth.
@@ -98,7 +99,7 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     recommended = {
         "solver": sizes.solver,
         "steps": sizes.steps,
-        "guidance_scale": pipeline.guidance_scale(sizes, settings, "dit"),
+        "guidance_scale": guidance_scale(sizes, settings, "dit"),
         "shift": sizes.shift,
         "clean_error": "gaussian",
         "variance_scale": variance_scale(model, settings.latent_mask),
@@ -107,7 +108,7 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     if editing and sizes.edit_guidance_scale is not None:
         recommended["guidance_scale"] = sizes.edit_guidance_scale
     if sizes.boundary is not None:
-        recommended["guidance_scale_low"] = pipeline.guidance_scale(sizes, settings, "dit_low")
+        recommended["guidance_scale_low"] = guidance_scale(sizes, settings, "dit_low")
     unset = {n: value for n, value in recommended.items() if getattr(settings, n) is None}
     return replace(settings, **unset)
 
@@ -215,7 +216,7 @@ def _steps(
     for part, level in programs.steps(sizes, settings)[done:]:
         if part.expert != expert:
             expert = part.expert
-            whose = sizes, settings, Part(expert), weights, context, seen.conditioning, layout
+            whose = sizes, settings, expert, weights, context, seen.conditioning, layout
             told = programs.prepare(*whose)
         known = sizes, settings, part, weights, told
         if part.refreshes:

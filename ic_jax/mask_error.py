@@ -21,7 +21,8 @@ from .latent_mask import coverage
 from .model import Weights
 from .models import wan_vae
 from .models.variants import Variant
-from .pipeline import Observation, Scene, Settings, latent_mask, observe
+from .pipeline import Observation, Scene, latent_mask, observe
+from .settings import Settings
 
 BOXES = 3
 # Masks with a variance of their own; the kernel's is fitted to errors, and needs no scale.

@@ -15,7 +15,7 @@ from .kernel_fit import fit_kernel
 from .mask_error import observe_with_holes, random_holes, variance_scales
 from .model import Model
 from .models.variants import Variant
-from .pipeline import Settings
+from .settings import Settings
 from .video import to_float
 
 

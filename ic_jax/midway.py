@@ -14,8 +14,9 @@ from . import checkpoint, programs
 from .director import Footage, Midway
 from .errors import InputError
 from .model import Model
-from .pipeline import Observation, Settings
+from .pipeline import Observation
 from .sampling.sampler import State
+from .settings import Settings
 
 KIND = "midway"
 

@@ -12,18 +12,17 @@ weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one 
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .conditioning import condition
+from .conditioning import Conditioning, condition
+from .course import Part, reused, schedule, stages
+from .expert import denoiser_of, expert, halves_of
 from .fill import fill
 from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
@@ -33,63 +32,14 @@ from .models import wan_vae
 from .models.clip_vision import encode_image
 from .models.layout import Layout
 from .models.variants import Variant
-from .models.wan_dit import Prepared, WanDiT
+from .models.wan_dit import Prepared
 from .sampling import caching
 from .sampling.consistency import CleanVariance, unit_gaussian
-from .sampling.denoiser import Denoiser, Velocity, denoiser, guided
 from .sampling.methods import method
 from .sampling.sampler import Pixels, State, advance, start
-from .sampling.schedule import TRAIN_TIMESTEPS, Level, parts
+from .sampling.schedule import Level
 from .sampling.solvers import SOLVERS
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a clip is sampled; None means the model's own recommendation."""
-
-    latent_mask: str = "mean"
-    """Latent mask: nearest, mean, min, encoded, probes, response, response_open, jacobian or
-    kernel."""
-    consistency: str = "bayes_draw"
-    """How the sample agrees with the measurement: bayes_draw, bayes_dds, dds, ddnm, none, or any
-    other of sampling.methods.METHODS; a name that does not exist lists them."""
-    gamma: float | None = None
-    """Strength of the measurement, in methods that have one number for it."""
-    gamma_schedule: str | None = None
-    """Its course over the noise levels: constant, falling, rising or variance."""
-    clean_error: str | None = None
-    """The model's own variance, where a method weighs it: gaussian, or measured (see
-    `ic-jax calibrate`)."""
-    noise: str | None = None
-    """What becomes of the noise when the clean estimate moves: recompute, keep or renew."""
-    inner: int | None = None
-    """Calls of the model beyond the first in each step, in methods that refine."""
-    guided_from: float = 1.0
-    """Highest noise level at which the measurement acts, in [0, 1]."""
-    guided_to: float = 0.0
-    """Lowest noise level at which the measurement acts, in [0, 1]."""
-    refresh_at: float | None = None
-    """Noise level at which the holes are filled again, from the sample, and encoded: once."""
-    solver: str | None = None
-    """How predictions make the next latent: euler, flow_euler, unipc or dpmpp_2m."""
-    steps: int | None = None
-    """Sampling steps."""
-    guidance_scale: float | None = None
-    """Weight of the prompt against the negative prompt; 1 ignores the latter."""
-    guidance_scale_low: float | None = None
-    """The same for the low-noise expert of a model of two."""
-    shift: float | None = None
-    """Shift of the noise levels: larger spends more steps on noise."""
-    reuse: int = 0
-    """Steps in a row that take over what the model's blocks said before; 0 asks them at each."""
-    renoise: float = 0.0
-    """Share of the noise drawn anew at every step, in [0, 1]; costs unipc and dpmpp_2m an order."""
-    variance_scale: float | None = None
-    """Factor on the error variance of the latent mask; without it, as calibrated for the mask."""
-    conditioning: bool = True
-    """Tell an image model what was observed through its own inputs as well."""
-    composite: bool | None = None
-    """Show the observed pixels themselves where they were seen, over the decoded ones."""
+from .settings import Settings, most_prompts
 
 
 class Scene(NamedTuple):
@@ -97,13 +47,6 @@ class Scene(NamedTuple):
 
     clip: Float[Array, "*b t h w 3"]
     operator: WarpOperator | MaskOperator
-
-
-class Conditioning(NamedTuple):
-    """The inputs of an image model: channels beside the noise, and CLIP's tokens."""
-
-    channels: Float[Array, "*b t h w k"]
-    tokens: Float[Array, "*b m e"] | None
 
 
 class Observation(NamedTuple):
@@ -114,17 +57,6 @@ class Observation(NamedTuple):
     measurement: Measurement
     mask: LatentMask
     conditioning: Conditioning | None
-
-
-class Part(NamedTuple):
-    """What the steps of one part of the schedule have in common."""
-
-    expert: str = "dit"
-    """The generator's name among the weights."""
-    acts: bool = True
-    """Whether the measurement does."""
-    refreshes: bool = False
-    """Whether the measurement is made anew before it."""
 
 
 def recapture(
@@ -234,31 +166,9 @@ def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State,
     state = start(key, shape, solver(settings.renoise))
     if settings.reuse:
         tokens = prod(shape[:3]) // prod(sizes.dit.patch)
-        said = (_room(sizes, settings), tokens, sizes.dit.dim)
+        said = (most_prompts(sizes, settings), tokens, sizes.dit.dim)
         state = caching.empty(state, jax.ShapeDtypeStruct(said, jnp.float32))
-    return state, _levels(sizes, settings)
-
-
-def _levels(sizes: Variant, settings: Settings) -> Level:
-    shift = sizes.shift if settings.shift is None else settings.shift
-    schedule, _ = SOLVERS[settings.solver or sizes.solver]
-    return schedule(settings.steps or sizes.steps, shift)
-
-
-def stages(sizes: Variant, settings: Settings, levels: Level) -> list[tuple[Part, Level]]:
-    """The schedule, cut where the expert changes, and where the measurement does."""
-    boundary = TRAIN_TIMESTEPS * (sizes.boundary or 0.0)
-    after = levels.sigma <= (-1.0 if settings.refresh_at is None else settings.refresh_at)
-    first_after = levels.sigma[after][:1]
-
-    def part(level: Level) -> Part:
-        return Part(
-            "dit" if level.timestep >= boundary else "dit_low",
-            bool(settings.guided_from >= level.sigma >= settings.guided_to),
-            bool(level.sigma in first_after),
-        )
-
-    return parts(levels, part)
+    return state, schedule(sizes, settings)
 
 
 def proceed(
@@ -274,7 +184,7 @@ def proceed(
 ) -> State:
     """Sample through `levels`, which are all of one part: all of them, or the next few.
 
-    Where it is the next few, `prepare` the context once.
+    Where it is the next few, `expert.prepare` the context once.
     """
     _, solver = SOLVERS[settings.solver or sizes.solver]
     consistent = method(
@@ -283,12 +193,14 @@ def proceed(
         r2=clean_variance(settings, weights),
         pixels=_pixels(sizes, weights, observation),
     )
-    known = sizes, settings, part, weights, context, observation.conditioning, layout
+    told = context, observation.conditioning, layout
+    asked = expert(sizes, settings, part.expert, weights, *told)
     measured = solver(settings.renoise), observation.measurement.latent, observation.mask
     if settings.reuse:
-        step = caching.reusing(consistent, halves_of(*known), _reused(sizes, settings), *measured)
+        halves = halves_of(asked, most_prompts(sizes, settings))
+        step = caching.reusing(consistent, halves, reused(sizes, settings), *measured)
     else:
-        step = consistent(denoiser_of(*known), *measured)
+        step = consistent(denoiser_of(asked), *measured)
     return advance(step, state, levels)
 
 
@@ -309,139 +221,13 @@ def refresh(
     of the first fill, so it trusts the better one too little rather than too much.
     """
     level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
-    known = sizes, settings, part, weights, context, observation.conditioning, layout
-    denoise = denoiser_of(*known)
+    told = context, observation.conditioning, layout
+    denoise = denoiser_of(expert(sizes, settings, part.expert, weights, *told))
     pixels = _pixels(sizes, weights, observation)
     seen = observation.visible[..., None]
     decoded = pixels.decode(denoise(state.x, level).clean)
     filled = seen * observation.measurement.clip + (1 - seen) * decoded
     return observation._replace(measurement=Measurement(filled, pixels.encode(filled)))
-
-
-def guidance_scale(sizes: Variant, settings: Settings, expert: str) -> float:
-    """The expert's own weight of the prompt, unless `settings` has one."""
-    if expert == "dit_low" and settings.guidance_scale_low is not None:
-        return settings.guidance_scale_low
-    if settings.guidance_scale is not None:
-        return settings.guidance_scale
-    return sizes.guidance_scale_low if expert == "dit_low" else sizes.guidance_scale
-
-
-def denoiser_of(
-    sizes: Variant,
-    settings: Settings,
-    part: Part,
-    weights: Weights,
-    context: Float[Array, "2 l d"] | Prepared,
-    conditioning: Conditioning | None,
-    layout: Layout = Layout(),
-) -> Denoiser:
-    """The model as the sampler asks it: the part's expert, guided by the prompt.
-
-    `context` may be what `prepare` made of it, which saves that work where this is called often.
-    """
-    if not isinstance(context, Prepared):
-        context = prepare(sizes, settings, part, weights, context, conditioning, layout)
-    network = _network(sizes, part, weights, layout)
-
-    def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
-        return network(_shown(x, conditioning), timestep, context, method="velocity")
-
-    return _guided(sizes, settings, part, velocity)
-
-
-def halves_of(
-    sizes: Variant,
-    settings: Settings,
-    part: Part,
-    weights: Weights,
-    context: Float[Array, "2 l d"] | Prepared,
-    conditioning: Conditioning | None,
-    layout: Layout = Layout(),
-) -> caching.Halves:
-    """The same model, cut around its blocks."""
-    if not isinstance(context, Prepared):
-        context = prepare(sizes, settings, part, weights, context, conditioning, layout)
-    network = _network(sizes, part, weights, layout)
-    prompts = _prompts(sizes, settings, part.expert)
-
-    def deep(x: Float[Array, "t h w c"], level: Level) -> Float[Array, "b l d"]:
-        both = _shown(jnp.stack([x] * prompts), conditioning), jnp.stack([level.timestep] * prompts)
-        said = network(*both, context, method="residual")
-        return jnp.resize(said, (_room(sizes, settings), *said.shape[1:]))
-
-    def around(said: Float[Array, "b l d"]) -> Denoiser:
-        def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
-            x = _shown(x, conditioning)
-            return network(x, timestep, said[:prompts], method="velocity_around")
-
-        return _guided(sizes, settings, part, velocity)
-
-    return caching.Halves(deep, around)
-
-
-def _room(sizes: Variant, settings: Settings) -> int:
-    """Prompts of the expert with the most of them: both write to the same memory."""
-    experts = ("dit",) if sizes.boundary is None else ("dit", "dit_low")
-    return max(_prompts(sizes, settings, expert) for expert in experts)
-
-
-def _reused(sizes: Variant, settings: Settings) -> Float[np.ndarray, " n"]:
-    """The noise levels whose steps do not ask the blocks; an expert's first one does."""
-    levels = _levels(sizes, settings)
-    flags = caching.every(len(levels.sigma), settings.reuse)
-    low = levels.timestep < TRAIN_TIMESTEPS * (sizes.boundary or 0.0)
-    flags[1:] &= low[1:] == low[:-1]
-    return levels.sigma[flags]
-
-
-def prepare(
-    sizes: Variant,
-    settings: Settings,
-    part: Part,
-    weights: Weights,
-    context: Float[Array, "2 l d"],
-    conditioning: Conditioning | None,
-    layout: Layout = Layout(),
-) -> Prepared:
-    """What a part's expert makes of the prompts and of an image, for all of its steps.
-
-    Both prompts, in one batch, or without guidance the last alone.
-    """
-    context = context[-_prompts(sizes, settings, part.expert) :]
-    tokens = None
-    if conditioning is not None:
-        times = lambda leaf: jnp.broadcast_to(leaf, (len(context), *leaf.shape))
-        tokens = jax.tree.map(times, conditioning.tokens)
-    grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)[:3]
-    network = _network(sizes, part, weights, layout)
-    return network(grid, context, tokens, method="prepare")
-
-
-def _guided(sizes: Variant, settings: Settings, part: Part, velocity: Velocity) -> Denoiser:
-    scale = guidance_scale(sizes, settings, part.expert)
-    return denoiser(velocity) if scale == 1 else guided(velocity, scale)
-
-
-def _prompts(sizes: Variant, settings: Settings, expert: str) -> int:
-    """How many the expert is asked with: without guidance, the negative one has no say."""
-    return 1 if guidance_scale(sizes, settings, expert) == 1 else 2
-
-
-def _shown(
-    x: Float[Array, "b t h w c"], conditioning: Conditioning | None
-) -> Float[Array, "b t h w c2"]:
-    """What an image model is shown lies beside the noise."""
-    if conditioning is None:
-        return x
-    channels = jnp.broadcast_to(conditioning.channels, (len(x), *conditioning.channels.shape))
-    return jnp.concatenate([x, channels], axis=-1)
-
-
-def _network(sizes: Variant, part: Part, weights: Weights, layout: Layout) -> Callable[..., Any]:
-    """The part's expert: its inputs, and the `method` that is meant."""
-    network = WanDiT(sizes.dit, dtype=jnp.dtype(sizes.dtype), layout=layout)
-    return partial(network.apply, {"params": getattr(weights, part.expert)})
 
 
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:

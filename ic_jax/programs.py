@@ -6,23 +6,24 @@ import jax
 import jax.numpy as jnp
 from jax.stages import Lowered
 
-from . import pipeline
+from . import expert, pipeline
+from .course import Part, schedule, stages
 from .edit import Edit
 from .geometry.camera import Camera
 from .model import Model
 from .models.layout import Layout
 from .models.variants import Variant
-from .pipeline import Observation, Part, Scene, Settings
+from .pipeline import Observation, Scene
 from .sampling.sampler import State
 from .sampling.schedule import Level
-from .sampling.solvers import SOLVERS
+from .settings import Settings
 from .shot import Shot
 
 observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings"))
 finish = jax.jit(pipeline.finish, static_argnames="sizes")
 
+prepare = jax.jit(expert.prepare, static_argnames=("sizes", "settings", "name", "layout"))
 _STATIC = "sizes", "settings", "part", "layout"
-prepare = jax.jit(pipeline.prepare, static_argnames=_STATIC)
 refresh = jax.jit(pipeline.refresh, static_argnames=_STATIC)
 proceed = jax.jit(pipeline.proceed, static_argnames=_STATIC, donate_argnames="state")
 
@@ -44,26 +45,25 @@ def lowered(
     context = jax.ShapeDtypeStruct(text, jnp.dtype(sizes.dtype))
     yield "observe", observe.lower(sizes, settings, weights, scene, scene, key)
     seen, state = abstract_window(model, settings, footage)
-    expert = None
+    name = None
     for part, level in dict(steps(sizes, settings)).items():
-        if part.expert != expert:
-            expert = part.expert
-            whose = sizes, settings, Part(expert), weights, context, seen.conditioning, layout
-            yield f"prepare, {expert}", prepare.lower(*whose)
+        if part.expert != name:
+            name = part.expert
+            whose = sizes, settings, name, weights, context, seen.conditioning, layout
+            yield f"prepare, {name}", prepare.lower(*whose)
             told = prepare.eval_shape(*whose)
         known = sizes, settings, part, weights, told, seen, state, level, layout
         if part.refreshes:
-            yield f"refresh, {expert}", refresh.lower(*known)
-        yield f"sample, {expert}", proceed.lower(*known)
+            yield f"refresh, {name}", refresh.lower(*known)
+        yield f"sample, {name}", proceed.lower(*known)
     yield "finish", finish.lower(sizes, weights, state)
 
 
 def steps(sizes: Variant, settings: Settings) -> list[tuple[Part, Level]]:
-    """The schedule of resolved settings, level by level, so that the host hears of every step."""
-    levels = SOLVERS[settings.solver].schedule(settings.steps, settings.shift)
+    """The schedule, level by level, so that the host hears of every step."""
     return [
         (part, jax.tree.map(lambda leaf: leaf[i : i + 1], some))
-        for part, some in pipeline.stages(sizes, settings, levels)
+        for part, some in stages(sizes, settings, schedule(sizes, settings))
         for i in range(len(some.sigma))
     ]
 

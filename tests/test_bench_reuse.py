@@ -11,7 +11,8 @@ from tiny_model import TINY, tiny_context, tiny_weights
 from experiments.bench import reuse
 from ic_jax import pipeline
 from ic_jax.latent_mask import LatentMask, Measurement
-from ic_jax.pipeline import Observation, Settings
+from ic_jax.pipeline import Observation
+from ic_jax.settings import Settings
 
 SHAPE = TINY.vae.latent_shape(TINY.frames, TINY.height, TINY.width)
 SEEN = Observation(

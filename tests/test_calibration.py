@@ -19,6 +19,7 @@ from ic_jax.calibration import (
     to_record,
 )
 from ic_jax.clean_error import LEVELS, measure_clean_error
+from ic_jax.conditioning import Conditioning
 from ic_jax.director import resolve
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import LatentMask
@@ -30,8 +31,8 @@ from ic_jax.mask_error import (
     variance_scale,
 )
 from ic_jax.model import Model, Weights
-from ic_jax.pipeline import Conditioning, Settings
 from ic_jax.sampling.denoiser import Prediction
+from ic_jax.settings import Settings
 
 KEY = jax.random.key(0)
 NOTHING = Weights(vae={}, dit={}, dit_low={})
@@ -55,11 +56,12 @@ def test_every_channel_weighs_the_measurement_by_its_own_clean_error():
 
 
 def model_that(monkeypatch, predict):
-    """Let `predict(part, conditioning, x, level)` stand for every model's clean estimate."""
+    """Let `predict(expert, conditioning, x, level)` stand for every model's clean estimate."""
 
-    def denoiser_of(sizes, settings, part, weights, context, conditioning):
-        return lambda x, level: Prediction(predict(part, conditioning, x, level), x)
+    def denoiser_of(expert):
+        return lambda x, level: Prediction(predict(*expert, x, level), x)
 
+    monkeypatch.setattr(clean_error, "expert", lambda *given: (given[2], given[5]))
     monkeypatch.setattr(clean_error, "denoiser_of", denoiser_of)
     jax.clear_caches()  # the program is known by its sizes, not by what stands for the model
 
@@ -71,7 +73,7 @@ def contexts(clips):
 def test_of_the_best_denoiser_of_gaussian_latents_it_is_the_posterior_variance(monkeypatch):
     variance = jnp.array([0.25, 1.0, 4.0])
 
-    def posterior_mean(part, conditioning, x, level):
+    def posterior_mean(expert, conditioning, x, level):
         signal = (1 - level.sigma) * variance
         return signal * x / ((1 - level.sigma) * signal + level.sigma**2)
 
@@ -90,7 +92,7 @@ def test_of_the_best_denoiser_of_gaussian_latents_it_is_the_posterior_variance(m
 def test_each_expert_answers_for_its_own_levels(monkeypatch):
     sizes = replace(TINY, boundary=0.5, solver="unipc")
     answer = {"dit": 3.0, "dit_low": 1.0}
-    model_that(monkeypatch, lambda part, *_: jnp.full((1, 2, 2, 3), answer[part.expert]))
+    model_that(monkeypatch, lambda expert, *_: jnp.full((1, 2, 2, 3), answer[expert]))
     error = measure_clean_error(
         sizes, Settings(), NOTHING, jnp.zeros((1, 1, 2, 2, 3)), contexts(1), KEY
     )
@@ -101,7 +103,7 @@ def test_each_expert_answers_for_its_own_levels(monkeypatch):
 
 
 def test_every_clip_goes_with_its_own_conditioning(monkeypatch):
-    model_that(monkeypatch, lambda part, told, x, level: jnp.ones_like(x) * told.channels.mean())
+    model_that(monkeypatch, lambda expert, told, x, level: jnp.ones_like(x) * told.channels.mean())
     shown = Conditioning(jnp.broadcast_to(jnp.arange(2.0)[:, None, None, None, None],
                                           (2, 1, 2, 2, 4)), None)  # fmt: skip
     heard = []

@@ -12,7 +12,7 @@ from ic_jax.director import direct, plan
 from ic_jax.edit import forget, load_edit
 from ic_jax.errors import InputError
 from ic_jax.model import Model
-from ic_jax.pipeline import Settings
+from ic_jax.settings import Settings
 from ic_jax.video import Clip, write_video
 
 FRAMES, HEIGHT, WIDTH = 11, 20, 30

@@ -20,7 +20,8 @@ from ic_jax.models.layout import Layout
 from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_vae import encode
 from ic_jax.parallel import MeshShape, device_mesh, sequence_layout, weight_shardings
-from ic_jax.pipeline import Scene, Settings, recapture
+from ic_jax.pipeline import Scene, recapture
+from ic_jax.settings import Settings
 
 SMALL, LARGE = "Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B"
 

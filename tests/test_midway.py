@@ -12,7 +12,7 @@ from ic_jax.edit import forget
 from ic_jax.errors import InputError
 from ic_jax.geometry.camera import camera
 from ic_jax.model import Model
-from ic_jax.pipeline import Settings
+from ic_jax.settings import Settings
 from ic_jax.shot import Shot
 
 FRAMES, HEIGHT, WIDTH = 12, 16, 32

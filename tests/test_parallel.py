@@ -10,6 +10,7 @@ from ic_jax import pipeline
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
 from ic_jax.parallel import over_clips, replicate
+from ic_jax.settings import Settings
 
 CLIPS = 11
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
@@ -36,7 +37,7 @@ def clips():
 
 
 def recapture(weights, *clip):
-    return pipeline.recapture(TINY, pipeline.Settings(steps=2), weights, *clip)
+    return pipeline.recapture(TINY, Settings(steps=2), weights, *clip)
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,15 @@ import pytest
 from tiny_model import CHANNELS, TINY, tiny_context, tiny_weights
 
 from ic_jax import pipeline
+from ic_jax.course import Part, reused, stages
+from ic_jax.expert import prepare
 from ic_jax.geometry.camera import camera
 from ic_jax.geometry.warp import warp_operator
 from ic_jax.models import wan_vae
 from ic_jax.models.clip_vision import CLIPVisionConfig
-from ic_jax.pipeline import Part, Scene, Settings
+from ic_jax.pipeline import Scene
 from ic_jax.sampling.solvers import SOLVERS
+from ic_jax.settings import Settings
 
 FRAMES, HEIGHT, WIDTH = TINY.frames, TINY.height, TINY.width
 KEY = jax.random.key(0)
@@ -113,7 +116,7 @@ def test_segments_of_a_run_make_the_whole_bit_for_bit(weights, moved):
 def test_prompts_that_were_prepared_once_serve_every_segment(weights, moved, guidance_scale):
     settings = replace(QUICK, guidance_scale=guidance_scale)
     observation = observe(TINY, settings, weights, moved, moved, KEY)
-    prepared = jax.jit(partial(pipeline.prepare, TINY, settings, Part()))(weights, CONTEXT, None)
+    prepared = jax.jit(partial(prepare, TINY, settings, "dit"))(weights, CONTEXT, None)
     assert prepared.text.keys.shape[1] == (1 if guidance_scale == 1 else 2)
     go = jax.jit(partial(pipeline.proceed, TINY, settings, Part()))
     state, levels = pipeline.begin(TINY, settings, KEY)
@@ -183,7 +186,7 @@ TWO = replace(TINY, boundary=0.8, guidance_scale_low=1.0, steps=6)
 
 def test_each_expert_gets_its_share_of_the_levels(moved):
     _, levels = pipeline.begin(TWO, QUICK, KEY)
-    (first, high), (second, low) = pipeline.stages(TWO, QUICK, levels)
+    (first, high), (second, low) = stages(TWO, QUICK, levels)
     assert (first.expert, second.expert) == ("dit", "dit_low") and len(high.sigma) + len(
         low.sigma
     ) == 6
@@ -215,7 +218,7 @@ def test_the_measurement_acts_within_its_window_and_nowhere_else(weights, moved)
     settings = replace(QUICK, steps=4)
     sigmas = pipeline.begin(TINY, settings, KEY)[1].sigma
     window = replace(settings, guided_from=float(sigmas[1]), guided_to=float(sigmas[2]))
-    found = pipeline.stages(TINY, window, pipeline.begin(TINY, settings, KEY)[1])
+    found = stages(TINY, window, pipeline.begin(TINY, settings, KEY)[1])
     assert [(part.acts, len(levels.sigma)) for part, levels in found] == [
         (False, 1), (True, 2), (False, 1),
     ]  # fmt: skip
@@ -231,7 +234,7 @@ def test_a_refreshed_measurement_differs_where_nothing_was_seen(weights, moved):
     settings = replace(QUICK, steps=4)
     state, levels = pipeline.begin(TINY, settings, KEY)
     middle = replace(settings, refresh_at=float(levels.sigma[2]))
-    found = pipeline.stages(TINY, middle, levels)
+    found = stages(TINY, middle, levels)
     assert [(part.refreshes, len(some.sigma)) for part, some in found] == [
         (False, 2), (True, 1), (False, 1),
     ]  # fmt: skip
@@ -266,10 +269,10 @@ def test_a_step_that_asks_the_blocks_is_the_same_whether_others_reuse_or_not(mov
 def test_experts_reuse_what_they_said_themselves(moved):
     settings = replace(QUICK, reuse=5)
     _, levels = pipeline.begin(TWO, settings, KEY)
-    (_, high), (_, low) = pipeline.stages(TWO, settings, levels)
-    reused = set(pipeline._reused(TWO, settings).tolist())
-    assert high.sigma[0] not in reused and low.sigma[0] not in reused
-    assert reused == set(levels.sigma.tolist()) - {high.sigma[0], low.sigma[0]}
+    (_, high), (_, low) = stages(TWO, settings, levels)
+    taken_over = set(reused(TWO, settings).tolist())
+    assert high.sigma[0] not in taken_over and low.sigma[0] not in taken_over
+    assert taken_over == set(levels.sigma.tolist()) - {high.sigma[0], low.sigma[0]}
 
     weights = tiny_weights()._replace(dit_low=tiny_weights().dit)
     observation = observe(TWO, settings, weights, moved, moved, KEY)

@@ -12,8 +12,9 @@ from tiny_model import TINY, tiny_context, tiny_weights
 
 from ic_jax import pipeline
 from ic_jax.geometry.mask import MaskOperator
-from ic_jax.pipeline import Scene, Settings
+from ic_jax.pipeline import Scene
 from ic_jax.sampling.methods import METHODS
+from ic_jax.settings import Settings
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLE = next(

@@ -14,8 +14,8 @@ from experiments.studies import DEFAULT, Arguments, grid, label, tournament
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import MASKS
 from ic_jax.model import Model
-from ic_jax.pipeline import Settings
 from ic_jax.sampling.methods import METHODS, options
+from ic_jax.settings import Settings
 
 MODEL = Model("tiny", TINY, tiny_weights(), {})
 

@@ -24,11 +24,13 @@ from experiments.bench.side_by_side import in_turns, machine
 from experiments.overhead import random_like
 from experiments.studies_report import table
 from ic_jax import cost, pipeline
+from ic_jax.course import Part
 from ic_jax.latent_mask import LatentMask, Measurement
 from ic_jax.model import Weights, expected_shapes
 from ic_jax.models.variants import VARIANTS, Variant
 from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode_bytes, encode
-from ic_jax.pipeline import Observation, Part, Settings
+from ic_jax.pipeline import Observation
+from ic_jax.settings import Settings
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -26,13 +26,14 @@ from experiments.laboratory import Laboratory
 from experiments.metrics import Regions, psnr_by_region, regions
 from experiments.studies_report import table
 from ic_jax import pipeline
-from ic_jax.pipeline import Part, Settings
+from ic_jax.expert import expert, halves_of
 from ic_jax.report import psnr_db
 from ic_jax.sampling import caching
 from ic_jax.sampling.methods import method
 from ic_jax.sampling.sampler import State, advance
 from ic_jax.sampling.schedule import Level
 from ic_jax.sampling.solvers import SOLVERS
+from ic_jax.settings import Settings, most_prompts
 from ic_jax.text import embed_prompts
 
 TASK = "recapture"
@@ -64,8 +65,9 @@ def sampler(lab: Laboratory, reused: Float[np.ndarray, " n"]) -> Callable[..., S
 
     @jax.jit
     def go(weights, given: Given, state: State, levels: Level) -> State:
-        halves = pipeline.halves_of(
-            sizes, settings, Part(), weights, given.context, given.seen.conditioning)
+        told = given.context, given.seen.conditioning
+        asked = expert(sizes, settings, "dit", weights, *told)
+        halves = halves_of(asked, most_prompts(sizes, settings))
         consistent = method(settings.consistency, r2=pipeline.clean_variance(settings, weights))
         _, solver = SOLVERS[sizes.solver]
         step = caching.reusing(

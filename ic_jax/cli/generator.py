@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..midway import identity, load
 from ..model import Model, calibrated, find_model, fingerprint, identify, load_uncalibrated
 from ..models.variants import Variant, variant
-from ..pipeline import Settings, guidance_scale
+from ..settings import Settings, most_prompts
 from .console import note, progress_bar
 from .resumption import kept, where
 from .spread import spread
@@ -172,7 +172,7 @@ class Generator(Chosen):
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^63 - 1")
         found = self.find()
-        prompts = 1 if guidance_scale(found.sizes, settings, "dit") == 1 else 2
+        prompts = most_prompts(found.sizes, settings)
         if self.context is None:
             check_host_fits(found.name, found.sizes, host_memory())
         if self.devices == 1:  # more of them are chosen by their memory

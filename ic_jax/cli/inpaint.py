@@ -13,8 +13,8 @@ from ..edit import load_edit
 from ..errors import InputError
 from ..model import BUNDLED
 from ..output import output_folder, write_result
-from ..pipeline import Settings
 from ..report import INPAINT
+from ..settings import Settings
 from ..video import read_video
 from .console import report, rounded
 from .generator import Generator, Run

@@ -9,8 +9,8 @@ from .. import delivery
 from ..director import timed
 from ..model import BUNDLED
 from ..output import output_folder, write_result
-from ..pipeline import Settings
 from ..report import RECAPTURE
+from ..settings import Settings
 from .console import report, rounded
 from .generator import Generator, Run
 from .resumption import state_file

@@ -11,7 +11,7 @@ from ..director import check, resolve
 from ..edit import Edit
 from ..errors import InputError
 from ..model import abstract_model, calibrated
-from ..pipeline import Settings
+from ..settings import Settings
 from ..shot import Shot
 from .compile_cache import VARIABLE
 from .generator import Chosen
