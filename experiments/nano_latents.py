@@ -43,7 +43,7 @@ class Arguments:
     data: Path = Path(".data")
     clips: int = 7_500
     """Whole clips, from seed 0."""
-    stills: int = 20_000
+    stills: int = 45_000
     """One frame each, of other scenes."""
 
 
