@@ -37,6 +37,7 @@ def save(path: str | Path, params: PyTree, manifest: Mapping[str, Any]) -> None:
     }
     checksums = {key: checksum(leaf) for key, leaf in flat.items()}
     metadata = {"manifest": json.dumps(manifest), "checksums": json.dumps(checksums)}
+    metadata["manifest_checksum"] = _text_sum(metadata["manifest"])
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +79,13 @@ def load(path: str | Path, target: PyTree | None = None) -> tuple[PyTree, dict[s
         raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
     if "manifest" not in metadata:
         raise InputError(f"{path} is not a checkpoint of ours: convert it with `ic-jax convert`")
-    _check_sums(path, flat, metadata)
+    manifest = _checked(path, flat, metadata)
     params = unflatten_dict(flat, sep="/")
     if target is not None:
         difference = shape_difference(shapes(params), shapes(target))
         if difference:
             raise InputError(f"{path} does not fit the model:\n{difference}")
-    return params, json.loads(metadata["manifest"])
+    return params, manifest
 
 
 def checksum(leaf: np.ndarray) -> int:
@@ -104,10 +105,23 @@ def shape_difference(found: Mapping[str, Shape], expected: Mapping[str, Shape]) 
     return "\n".join(sorted(missing + unknown, key=lambda line: line[2:]))
 
 
-def _check_sums(path: Path, flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    if "checksums" not in metadata:  # the file is older than checksums
-        return
-    expected = json.loads(metadata["checksums"])
+def _checked(
+    path: Path, flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> dict[str, Any]:
+    """The manifest, once it and all tensors are found to be what was written."""
+    text = metadata["manifest"]
+    # Each of the sums may be missing: the file is older than they are.
+    if metadata.get("manifest_checksum", _text_sum(text)) != _text_sum(text):
+        raise InputError(f"{path} is damaged: its manifest is not what was written")
+    try:
+        manifest, sums = json.loads(text), json.loads(metadata.get("checksums", "{}"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
     for key, leaf in flat.items():
-        if checksum(leaf) != expected.get(key):
+        if "checksums" in metadata and checksum(leaf) != sums.get(key):
             raise InputError(f"{path} is damaged: {key} is not what was written")
+    return manifest
+
+
+def _text_sum(text: str) -> str:
+    return str(zlib.crc32(text.encode()))

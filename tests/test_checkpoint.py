@@ -81,6 +81,22 @@ def test_a_flipped_bit_is_named_with_its_tensor(path):
         checkpoint.load(path)
 
 
+def test_a_manifest_that_is_not_what_was_written_is_refused(path):
+    whole = path.read_bytes()
+    assert whole.count(b"steps") == 1
+    path.write_bytes(whole.replace(b"steps", b"stepz"))
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: its manifest"):
+        checkpoint.load(path)
+
+
+def test_a_manifest_that_is_no_json_is_damaged(path, params):
+    with safe_open(path, "np") as file:
+        flat = {key: file.get_tensor(key) for key in file.keys()}
+    save_file(flat, path, metadata={"manifest": "{"})
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: "):
+        checkpoint.load(path)
+
+
 def test_a_file_from_before_checksums_is_read(path, params):
     with safe_open(path, "np") as file:
         flat = {key: file.get_tensor(key) for key in file.keys()}
