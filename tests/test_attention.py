@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,17 @@ def test_on_a_gpu_16_bits_and_narrow_heads_go_to_cudnn(monkeypatch):
     for dtype, head_dim in ((jnp.bfloat16, 80), (jnp.float32, 80), (jnp.bfloat16, 384)):
         jax.eval_shape(attention, *draw(4, 4, dtype, head_dim))
     assert called == [80]
+
+
+@pytest.mark.parametrize(
+    "version, capability, expected",
+    [("cuda 12090", "9.0", True), ("cuda 12090", "7.5", False), ("rocm 6", "9.0", False)],
+)
+def test_cudnn_is_asked_only_where_it_has_the_kernel(monkeypatch, version, capability, expected):
+    device = SimpleNamespace(compute_capability=capability)
+    backend = SimpleNamespace(platform_version=version, local_devices=lambda: [device])
+    monkeypatch.setattr(package.gpu, "get_backend", lambda: backend)
+    assert package.gpu.present() == expected
 
 
 def test_cudnn_gets_heads_of_a_multiple_of_8_and_the_scale_of_the_true_width(monkeypatch):

@@ -3,6 +3,7 @@
 name      platform     inputs                       padded inside
 chunked   any          any                          nothing
 cudnn     CUDA         16 bits, heads of up to 128  heads, to a multiple of 8
+          (from Ampere)
 splash    TPU          any                          tokens, to tiles; heads, to 128
 """
 

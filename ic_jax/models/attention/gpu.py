@@ -8,10 +8,20 @@ from jaxtyping import Array, Float
 # The widest head that all of its supported GPUs take; a width must be a multiple of 8.
 WIDEST = 128
 
+# Ampere. JAX asks no older GPU whether it can, and would fail when the program runs.
+_OLDEST = (8, 0)
+
 
 def present() -> bool:
-    """Whether this process runs on CUDA: only there can JAX write a call of cuDNN down."""
-    return "cuda" in get_backend().platform_version
+    """Whether this process runs on CUDA, where alone JAX can write the call down, and can run it.
+
+    GPUs before Ampere have no fused attention in cuDNN.
+    """
+    backend = get_backend()
+    if "cuda" not in backend.platform_version:
+        return False
+    capability = backend.local_devices()[0].compute_capability
+    return tuple(map(int, capability.split("."))) >= _OLDEST
 
 
 def cudnn(
