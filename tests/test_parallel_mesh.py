@@ -86,6 +86,18 @@ def test_devices_share_weights_and_activations():
     assert shared.temp_size_in_bytes < 0.4 * alone.temp_size_in_bytes
 
 
+@pytest.mark.parametrize("error", [AssertionError, NotImplementedError, ValueError])
+def test_chips_that_make_no_grid_are_a_mesh_in_their_order(monkeypatch, error):
+    shape = MeshShape(prompts=2, sequence=3)
+    usual = device_mesh(shape, CONFIG.num_heads)
+
+    def refuse(*given, **more):
+        raise error
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    assert device_mesh(shape, CONFIG.num_heads) == usual
+
+
 @pytest.mark.parametrize(
     "shape, complaint",
     [

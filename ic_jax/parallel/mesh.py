@@ -6,6 +6,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from ic_jax.errors import InputError
@@ -90,7 +91,13 @@ def device_mesh(shape: MeshShape, heads: int, devices: Sequence[jax.Device] | No
     sizes = axis_sizes(shape, heads)
     # Automatic axes: the model is written for one device, and XLA finds out what moves where.
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, kinds, devices=devices[: shape.devices])
+    sides, devices = tuple(sizes.values()), list(devices[: shape.devices])
+    try:
+        return jax.make_mesh(sides, AXES, kinds, devices=devices)
+    except (AssertionError, NotImplementedError, ValueError):
+        # Some of a TPU's chips that are no block of its grid, sides that the grid's cannot be cut
+        # into, or several slices: in the order of their numbers, neighbours come first as well.
+        return Mesh(np.array(devices).reshape(sides), AXES, axis_types=kinds)
 
 
 def first_devices(count: int | None = None) -> list[jax.Device]:
