@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_transformer
+from collectives import collectives, received
 from tiny_transformer import CONFIG, TOKENS
 
 from ic_jax.errors import InputError
@@ -19,7 +20,6 @@ from ic_jax.parallel import (
     place,
     sequence_layout,
 )
-from ic_jax.parallel.collectives import collectives, received
 from ic_jax.parallel.traffic import attention_traffic, block_traffic, step_traffic
 
 FLOAT32 = 4
