@@ -1,6 +1,7 @@
 """Eight host devices, and arithmetic that does not depend on the machine's defaults."""
 
 import os
+import shutil
 
 # Compiling is most of the work here, and what is compiled runs once or twice.
 os.environ["XLA_FLAGS"] = (
@@ -12,7 +13,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+# Nothing of ours is imported up here: this is read before pytest begins to check shapes.
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
@@ -21,6 +24,41 @@ def _forget_what_was_compiled():
     """Every program maps memory, and XLA crashes when a process has no mappings left."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_no_program_twice(tmp_path_factory):
+    """Other settings, variants and modules come to the same programs time and again.
+
+    Each worker has a folder of its own: JAX does not lock what it writes.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()  # collecting tests has compiled without one
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory):
+    from tiny_folder import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tiny(_written, monkeypatch):
+    """The folder of a converted model of a few parameters, which commands may read."""
+    from tiny_folder import NAME
+    from tiny_model import TINY
+
+    from ic_jax.models.variants import VARIANTS
+
+    monkeypatch.setitem(VARIANTS, NAME, TINY)
+    return _written
 
 
 @pytest.fixture
