@@ -1,10 +1,14 @@
 """What benchmarks are made of: turns, ratios by round, memory of another process, and paper."""
 
+import sys
+from types import SimpleNamespace
+
+import jax
 import numpy as np
 import pytest
 
-from experiments.bench import scaling
-from experiments.bench.side_by_side import in_turns, peak_of, ratio
+from experiments.bench import scaling, side_by_side
+from experiments.bench.side_by_side import Peak, in_turns, peak_of, ratio
 from ic_jax.models.variants import VARIANTS
 from ic_jax.parallel import MeshShape
 
@@ -30,6 +34,20 @@ def test_a_ratio_is_of_one_round_and_not_of_two_medians():
 def test_memory_is_what_the_call_adds():
     rises = [peak_of(allocation, size).rise / 2**20 for size in (50, 200)]
     assert rises[1] - rises[0] == pytest.approx(150, abs=15)
+
+
+def test_on_a_gpu_memory_is_that_of_the_call_and_not_of_making_weights(monkeypatch):
+    most = [9]
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        memory_allocated=lambda: 5,
+        max_memory_allocated=lambda: most[0],
+        reset_peak_memory_stats=lambda: most.__setitem__(0, 5),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    call = lambda: most.__setitem__(0, max(7, most[0]))
+    assert side_by_side._peak_of(lambda: call) == Peak(5, 7)
 
 
 @pytest.mark.parametrize("name", scaling.MACHINES)

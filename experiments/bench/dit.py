@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.bench.side_by_side import (
     Call,
@@ -41,6 +42,7 @@ from experiments.bench.side_by_side import (
 )
 from experiments.studies_report import table
 from ic_jax.cost import dit_flops, token_count
+from ic_jax.model import matrices_as
 from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import DiTConfig, WanDiT
 
@@ -168,7 +170,13 @@ def converted(case: Case, module):
 
     state = {key: tensor.float().cpu().numpy() for key, tensor in module.state_dict().items()}
     tree = convert_state(state, wan_dit.table("diffusers"), wan_dit.target(case.config))
-    return jax.tree.map(partial(jnp.asarray, dtype=case.dtype), tree)
+    return placed(case, tree)
+
+
+def placed(case: Case, tree):
+    """Weights as `load_model` has them: norms, modulation and time embedding stay in float32."""
+    cast, leaves = matrices_as(case.dtype), flatten_dict(tree, sep="/").items()
+    return unflatten_dict({key: jnp.asarray(cast(key, leaf)) for key, leaf in leaves}, sep="/")
 
 
 # Memory, each side in a process of its own ------------------------------------------
@@ -179,8 +187,8 @@ def our_call_alone(case: Case) -> Call:
     from convert import wan_dit
 
     target = wan_dit.target(case.config)
-    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, case.dtype), target)
-    return our_calls(case, jax.block_until_ready(params))[OURS]
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), target)
+    return our_calls(case, jax.block_until_ready(placed(case, params)))[OURS]
 
 
 def their_call_alone(case: Case, compiled: bool = False) -> Call:

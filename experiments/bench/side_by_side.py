@@ -83,6 +83,9 @@ def _peak_of(prepare: Callable[..., Call], *arguments) -> Peak:
         jax.block_until_ready(call())
         return Peak(rest, _status("VmHWM"))
     rest = _on_device("bytes_in_use", "memory_allocated")
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        # Weights may have been made in more bytes than they have now.
+        torch.cuda.reset_peak_memory_stats()
     jax.block_until_ready(call())
     return Peak(rest, _on_device("peak_bytes_in_use", "max_memory_allocated"))
 

@@ -9,6 +9,7 @@ weighed in processes of one side each.
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,8 @@ def page(found: dict[str, dict[str, Any]], base: int, size: Size, rounds: int) -
     gpu = [] if jax.default_backend() == "gpu" else ["On a GPU: open, no GPU here.", ""]
     apart = max(record["difference"] for record in found.values())
     return "\n".join([
-        "# The autoencoder beside diffusers'", "", "`python -m experiments.bench.vae`", "",
+        "# The autoencoder beside diffusers'", "",
+        f"`{' '.join(['python -m experiments.bench.vae', *sys.argv[1:]])}`", "",
         f"**{verdict}**: at most {TARGET} times diffusers' seconds"
         f" (found: {slowest:.2f}), at a lower peak of memory (found: {'yes' if lower else 'no'}).",
         "", *table(["", "", "seconds", "ratio", "peak of the process", "of which the call"], rows),
@@ -203,8 +205,8 @@ class Arguments:
 
     base: int = 96
     frames: int = 9
-    height: int = 160
-    width: int = 272
+    height: int = 112
+    width: int = 192
     rounds: int = 3
     results: Path = Path("experiments/results")
 
@@ -213,6 +215,7 @@ def main(arguments: Arguments) -> None:
     size = arguments.frames, arguments.height, arguments.width
     found = compare(arguments.base, size, arguments.rounds)
     text = page(found, arguments.base, size, arguments.rounds)
+    arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "bench_vae.md").write_text(text)
     for record in found.values():
         record["median"] = {name: median(values) for name, values in record["seconds"].items()}
