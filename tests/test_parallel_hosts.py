@@ -71,7 +71,10 @@ def test_the_other_hosts_are_waited_for_a_bounded_time(port):
     [
         (("127.0.0.1:1", 2, None), "or none of them"),
         (("127.0.0.1:1", 2, 2), "--process-id is 2; give 0 to 1"),
+        (("127.0.0.1:1", 0, 0), "--num-processes is 0; give 1 or more"),
         (("nowhere", 2, 1), "--coordinator is 'nowhere'; give host:port"),
+        (("nowhere", 2, 0), "--coordinator is 'nowhere'; give host:port"),
+        (("127.0.0.1:99999", 2, 1), "--coordinator is '127.0.0.1:99999'; give host:port"),
     ],
 )
 def test_flags_that_say_too_little_are_refused(flags, complaint):

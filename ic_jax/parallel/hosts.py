@@ -31,10 +31,13 @@ def join(
             raise InputError(
                 "give --coordinator, --num-processes and --process-id, or none of them"
             )
+        if processes < 1:
+            raise InputError(f"--num-processes is {processes}; give 1 or more")
         if not 0 <= process < processes:
             raise InputError(f"--process-id is {process}; give 0 to {processes - 1}")
+        address = _address(coordinator)
         if process > 0:
-            _knock(coordinator, timeout)
+            _knock(address, timeout)
     _meet(given, timeout)
 
 
@@ -57,6 +60,9 @@ def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> Non
             "start all of them with the same address, and see that its port is open"
         )
     for error in failures:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the processes did not meet at {given[0]}: {reason}") from error
         if not isinstance(error, ValueError):
             raise error
         raise InputError(
@@ -64,20 +70,24 @@ def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> Non
         ) from error
 
 
-def _knock(coordinator: str, timeout: int) -> None:
-    """Wait until the coordinator listens. JAX itself would end the process if it never did."""
+def _address(coordinator: str) -> tuple[str, int]:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--coordinator is {coordinator!r}; give host:port")
+    return host, int(port)
+
+
+def _knock(address: tuple[str, int], timeout: int) -> None:
+    """Wait until the coordinator listens. JAX itself would end the process if it never did."""
     until = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=1).close()
+            socket.create_connection(address, timeout=1).close()
             return
         except OSError as error:
             if time.monotonic() >= until:
                 raise InputError(
-                    f"no coordinator at {coordinator} within {timeout} s ({error}); "
+                    f"no coordinator at {address[0]}:{address[1]} within {timeout} s ({error}); "
                     "is process 0 running there, and its port open?"
                 ) from error
             time.sleep(0.2)
