@@ -6,24 +6,10 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
-from tiny_folder import NAME, write_tiny
-from tiny_model import TINY
 
 from ic_jax import text
 from ic_jax.cli import generator
 from ic_jax.model import Weights, abstract_model, load_model
-from ic_jax.models.variants import VARIANTS
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture
-def tiny(written, monkeypatch):
-    monkeypatch.setitem(VARIANTS, NAME, TINY)
-    return written
 
 
 @pytest.mark.parametrize("kind", ["converted", "bundled"])

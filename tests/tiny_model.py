@@ -1,5 +1,7 @@
 """A model small enough to compile in seconds, with random weights that make it say something."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,7 @@ TINY = Variant(
     shift=3.0,
     solver="euler",
     dtype="float32",
+    chunk=None,  # in chunks the first frame is a program of its own: twice as much to compile
 )
 
 
@@ -59,7 +62,13 @@ def random_like(shapes, seed=0):
 
 
 def tiny_weights(sizes=TINY):
-    return Weights(**random_like(expected_shapes(sizes)))
+    leaves, tree = _drawn(sizes)
+    return jax.tree.unflatten(tree, leaves)
+
+
+@cache  # asking a network for its shapes takes a second
+def _drawn(sizes):
+    return jax.tree.flatten(Weights(**random_like(expected_shapes(sizes))))
 
 
 def tiny_context(seed=0, sizes=TINY):
