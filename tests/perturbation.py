@@ -8,6 +8,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 # In units of the tensor's own spread; another tensor in its place would differ by more.
 SIZE = 0.3
+# Unlike other programs of the tests (conftest), what runs once per tensor is worth optimising.
+OPTIMISED = {"xla_backend_optimization_level": 3}
 
 
 def unmoved(run: Callable, params: dict, threshold: float, stacked: str | None = None) -> list[str]:
@@ -16,7 +18,7 @@ def unmoved(run: Callable, params: dict, threshold: float, stacked: str | None =
     Leaves below the key `stacked` are changed one slice of their leading axis at a time.
     """
     flat = {key: np.asarray(leaf) for key, leaf in flatten_dict(params, sep="/").items()}
-    evaluate = jax.jit(lambda flat: run(unflatten_dict(flat, sep="/")))
+    evaluate = jax.jit(lambda flat: run(unflatten_dict(flat, sep="/")), compiler_options=OPTIMISED)
     reference = evaluate(flat)
     rng = np.random.default_rng(0)
     still = []

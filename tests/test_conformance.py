@@ -21,8 +21,6 @@ from ic_jax.sampling.solvers import dpmpp_2m
 FRAMES, LATENT_FRAMES, CHANNELS = 5, 2, 4
 STEPS = 3
 KEYS = jax.random.split(jax.random.key(7), 4)
-# Compiling is nearly all of the work here.
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def colours() -> np.ndarray:
@@ -99,7 +97,7 @@ def inputs(lane: int | None = None):
 
 @cache
 def compiled(name: str) -> Callable:
-    return quick(jax.vmap(partial(run, name)))
+    return jax.jit(jax.vmap(partial(run, name)))
 
 
 @cache
@@ -180,7 +178,7 @@ def warped():
     source = camera(np.eye(4), intrinsics, FRAMES)
     targets = [camera(pose, intrinsics, FRAMES) for pose in poses]
     target = jax.tree.map(lambda *leaves: jnp.stack(leaves), *targets)
-    return quick(jax.vmap(warp_operator, (0, None, 0)))(depth, source, target)
+    return jax.jit(jax.vmap(warp_operator, (0, None, 0)))(depth, source, target)
 
 
 def filled():
@@ -209,7 +207,7 @@ def built(warps):
 
     @cache
     def build(name):
-        function = quick(jax.vmap(partial(construct, name)))
+        function = jax.jit(jax.vmap(partial(construct, name)))
         again = partial(function, operators, filled(), keys)
         return again, again(), operators, keys
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from perturbation import OPTIMISED
 
 from convert import clip_vision, umt5, wan_dit, wan_vae
 from ic_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
@@ -211,7 +212,8 @@ class Watch:
     """Compares a network's output with that of changed parameters."""
 
     def __init__(self, run, config, params):
-        self.evaluate = jax.jit(lambda flat: run(config, unflatten_dict(flat, sep="/")))
+        evaluate = lambda flat: run(config, unflatten_dict(flat, sep="/"))
+        self.evaluate = jax.jit(evaluate, compiler_options=OPTIMISED)
         self.params, self.reference = params, self.evaluate(params)
 
     def moved(self, changed):
