@@ -43,8 +43,8 @@ def test_several_devices_make_the_frames_of_one(inpaint, tmp_path):
 
 
 def with_memory(monkeypatch, size):
-    """So much for each of four devices, which share that of their host."""
-    monkeypatch.setattr(spread, "device_memory", lambda device: Memory(4 * size, 4 * size))
+    """So much for each of four devices, which share that of their host, whatever is free now."""
+    monkeypatch.setattr(spread, "device_memory", lambda device: Memory(4 * size, 0))
 
 
 def test_one_device_needs_no_layout(tiny):

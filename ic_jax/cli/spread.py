@@ -19,7 +19,8 @@ def spread(folder: Path, sizes: Variant, prompts: int, count: int) -> tuple[Layo
     devices = first_devices(count)
     if count == 1:
         return Layout(), None
-    known = [memory.free for memory in map(device_memory, devices) if memory is not None]
+    # Not what is free just now: a run that is taken up again has to find the mesh it began on.
+    known = [memory.limit for memory in map(device_memory, devices) if memory is not None]
     # The devices that a CPU pretends to have share the memory of the host.
     shared = count if devices[0].platform == "cpu" else 1
     room = min(known, default=2**63) // shared
