@@ -188,6 +188,7 @@ def all_grey(folder):
         (write("file", b""), {"--out": "file/mine.json"}, "cannot be written"),
         (nothing, {"--draws": 0}, "--draws is 0"),
         (nothing, {"--seed": -1}, "--seed is -1"),
+        (nothing, {"--seed": 2**32}, "--seed is 4294967296; give a number from 0 to 4294967295"),
         (nothing, {"--frames": 10}, "--frames is 10; give 1 plus a multiple of 4"),
         (nothing, {"--prompts": "absent.json"}, "absent.json: no such file"),
         (write("p.json", b"{"), {"--prompts": "p.json"}, "p.json: cannot be read as JSON"),

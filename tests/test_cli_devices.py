@@ -72,6 +72,11 @@ def test_what_does_not_fit_however_it_is_cut_is_one_line(inpaint, monkeypatch):
     assert last.startswith("ic-jax: the model needs") and "use more devices" in last
 
 
+def test_a_seed_that_stands_for_a_smaller_one_is_refused(inpaint):
+    code, _, stderr = inpaint("--seed", 2**32)
+    assert code == 2 and "--seed is 4294967296; give a number from 0 to 2^32 - 1" in stderr
+
+
 def test_more_devices_than_there_are_is_one_line(inpaint):
     code, _, stderr = inpaint("--devices", 9)
     assert code == 2 and "--devices is 9; give a number from 1 to 8" in stderr

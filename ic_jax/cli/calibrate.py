@@ -83,7 +83,7 @@ class Calibrate:
         print(f"clips: {len(clips)}; clean error at half noise: {half:.2g}; scales of v: {shown}")
 
     def _check(self) -> None:
-        for option, least, most in (("draws", 1, 1000), ("seed", 0, 2**63 - 1)):
+        for option, least, most in (("draws", 1, 1000), ("seed", 0, 2**32 - 1)):
             value = getattr(self, option)
             if not least <= value <= most:
                 raise InputError(f"--{option} is {value}; give a number from {least} to {most}")

@@ -169,8 +169,8 @@ class Generator(Chosen):
     def _checked(self, settings: Settings) -> tuple[Found, int]:
         """The model, and with how many prompts at a time it is asked. Says what may not fit."""
         check(settings)
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^63 - 1")
+        if not 0 <= self.seed < 2**32:  # JAX reads no more of it
+            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^32 - 1")
         found = self.find()
         prompts = most_prompts(found.sizes, settings)
         if self.context is None:
