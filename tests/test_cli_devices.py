@@ -77,6 +77,18 @@ def test_a_seed_that_stands_for_a_smaller_one_is_refused(inpaint):
     assert code == 2 and "--seed is 4294967296; give a number from 0 to 2^32 - 1" in stderr
 
 
+def test_a_device_that_runs_out_of_memory_is_one_line(inpaint, tmp_path, monkeypatch):
+    def full(*given):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(generator, "load_uncalibrated", full)
+    before = set(tmp_path.iterdir())
+    code, stdout, stderr = inpaint()
+    last = stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert code == 2 and stdout == "" and set(tmp_path.iterdir()) == before
+    assert last.startswith("ic-jax: a device ran out of memory; give fewer --frames")
+
+
 def test_more_devices_than_there_are_is_one_line(inpaint):
     code, _, stderr = inpaint("--devices", 9)
     assert code == 2 and "--devices is 9; give a number from 1 to 8" in stderr

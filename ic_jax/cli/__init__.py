@@ -3,6 +3,7 @@
 import signal
 import sys
 
+import jax
 import tyro
 
 from ..errors import InputError
@@ -42,6 +43,15 @@ def main() -> None:
         command.run()
     except InputError as error:
         print(f"ic-jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "ic-jax: a device ran out of memory; give fewer --frames, a smaller --height and "
+            "--width, or more --devices (ic-jax info counts)",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("ic-jax: stopped; nothing was written", file=sys.stderr)
