@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
@@ -19,6 +18,7 @@ from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .latent_mask import MASKS
 from .model import Model
+from .models.frames import from_bytes, to_bytes
 from .models.layout import Layout
 from .pipeline import Observation, Scene
 from .sampling.consistency import GAMMA_SCHEDULES, NOISES
@@ -26,7 +26,6 @@ from .sampling.methods import METHODS, options
 from .sampling.sampler import State
 from .sampling.solvers import SOLVERS
 from .settings import Settings, guidance_scale
-from .video import to_float, to_uint8
 
 # Frames that a window takes over from the one before: two latents' worth.
 OVERLAP = 5
@@ -36,8 +35,14 @@ CLEAN_ERRORS = "gaussian", "measured"
 Progress = Callable[[str, int], None]
 Keep = Callable[["Midway"], None]
 
-_apply = jax.jit(lambda operator, clip: operator.apply(clip))
-_composite = jax.jit(composite)
+# Bytes in and bytes out: floats stay on the device.
+_clip = jax.jit(from_bytes)
+_apply = jax.jit(lambda operator, frames: to_bytes(operator.apply(from_bytes(frames))))
+_composite = jax.jit(
+    lambda generated, observed, visible: to_bytes(
+        composite(from_bytes(generated), from_bytes(observed), visible)
+    )
+)
 
 
 @runtime_checkable
@@ -176,7 +181,7 @@ def direct(
         progress("decode", 0)
         with timed(seconds, "decode"):
             decoded = programs.finish(sizes, weights, midway.state)
-            finished = [*finished, to_uint8(np.asarray(decoded))]
+            finished = [*finished, np.asarray(decoded)]
         midway = None
 
     joined = framing.join(finished, OVERLAP, len(footage.frames))
@@ -234,7 +239,7 @@ def observe(
     for window in _runs(len(footage.frames)):
         part = footage.take(window)
         operator = part.operator()
-        observed.append(to_uint8(np.asarray(_apply(operator, _clip(part)))))
+        observed.append(np.asarray(_apply(operator, part.frames)))
         visible.append(np.asarray(operator.visible))
     return tuple(framing.join(parts, 0, len(footage.frames)) for parts in (observed, visible))
 
@@ -248,7 +253,7 @@ def _composited(
     parts = []
     for window in _runs(len(generated)):
         a, b, share = (framing.take(clip, window) for clip in (generated, observed, visible))
-        parts.append(to_uint8(np.asarray(_composite(to_float(a), to_float(b), share))))
+        parts.append(np.asarray(_composite(a, b, share)))
     return framing.join(parts, 0, len(generated))
 
 
@@ -257,11 +262,7 @@ def _runs(frames: int) -> list[range]:
 
 
 def _scene(footage: Footage) -> Scene:
-    return Scene(_clip(footage), footage.operator())
-
-
-def _clip(footage: Footage) -> jax.Array:
-    return jnp.asarray(to_float(footage.frames))
+    return Scene(_clip(footage.frames), footage.operator())
 
 
 def check(settings: Settings) -> None:

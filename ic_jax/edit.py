@@ -11,19 +11,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Array, Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from . import framing
 from .errors import InputError
 from .fill import push_pull
 from .geometry.mask import MaskOperator
-from .video import IMAGE_SUFFIXES, Clip, read_video, to_float, to_uint8
+from .models.frames import from_bytes, to_bytes
+from .video import IMAGE_SUFFIXES, Clip, read_video
 
 # Grey values above it are white: a compressed mask is not exactly black or white.
 THRESHOLD = 127
-
-_push_pull = jax.jit(push_pull)
 
 
 class Edit(NamedTuple):
@@ -76,11 +75,18 @@ def forget(frames: UInt8[np.ndarray, "t h w 3"], keep: Bool[np.ndarray, "t h w"]
     """An edit that knows nothing of the pixels that are not kept."""
     smooth = []
     for window in framing.windows(len(frames), framing.FRAMES_AT_ONCE, 0):
-        part, weight = (framing.take(leaf, window) for leaf in (frames, keep))
-        clip = to_float(part) * weight[..., None]
-        smooth.append(to_uint8(np.asarray(_push_pull(clip, jnp.asarray(weight, jnp.float32)))))
+        some = (jnp.asarray(framing.take(leaf, window)) for leaf in (frames, keep))
+        smooth.append(np.asarray(_smoothed(*some)))
     joined = framing.join(smooth, 0, len(frames))
     return Edit(np.where(keep[..., None], frames, joined), keep)
+
+
+@jax.jit
+def _smoothed(
+    frames: UInt8[Array, "t h w 3"], keep: Bool[Array, "t h w"]
+) -> UInt8[Array, "t h w 3"]:
+    clip = from_bytes(frames) * keep[..., None]
+    return to_bytes(push_pull(clip, keep.astype(jnp.float32)))
 
 
 def _read_white(path: Path) -> Bool[np.ndarray, "t h w"]:

@@ -14,9 +14,9 @@ from .director import Progress, resolve
 from .kernel_fit import fit_kernel
 from .mask_error import observe_with_holes, random_holes, variance_scales
 from .model import Model
+from .models.frames import from_bytes
 from .models.variants import Variant
 from .settings import Settings
-from .video import to_float
 
 
 def measure(
@@ -43,7 +43,7 @@ def measure(
     key, noise_key = jax.random.split(jax.random.key(seed))
     errors, latents, told = [], [], []
     for index, frames in enumerate(clips):
-        clip = jnp.asarray(to_float(_window(frames, sizes)))
+        clip = from_bytes(jnp.asarray(_window(frames, sizes)))
         holes = random_holes(np.random.default_rng((seed, index)), *clip.shape[:3])
         one = jax.random.fold_in(key, index)
         seen = jnp.asarray(~holes)

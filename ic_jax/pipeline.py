@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from .conditioning import Conditioning, condition
 from .course import Part, reused, schedule, stages
@@ -231,8 +231,14 @@ def refresh(
 
 
 def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:
-    """Decode."""
+    """Decode, to [-1, 1]."""
     return _decode(sizes, weights, state.x)
+
+
+def finish_bytes(sizes: Variant, weights: Weights, state: State) -> UInt8[Array, "t h w 3"]:
+    """Decode, to what a file holds."""
+    chunk = _latents_at_once(sizes)
+    return wan_vae.decode_bytes(sizes.vae, weights.vae, state.x[None], chunk=chunk)[0]
 
 
 def clean_variance(settings: Settings, weights: Weights) -> CleanVariance:
@@ -262,5 +268,9 @@ def _encode(sizes: Variant, weights: Weights, clip: Float[Array, "t h w 3"]):
 
 
 def _decode(sizes: Variant, weights: Weights, latent: Float[Array, "t h w c"]):
-    chunk = sizes.chunk and sizes.chunk // sizes.vae.temporal_factor
+    chunk = _latents_at_once(sizes)
     return wan_vae.decode(sizes.vae, weights.vae, latent[None], chunk=chunk)[0]
+
+
+def _latents_at_once(sizes: Variant) -> int | None:
+    return sizes.chunk and sizes.chunk // sizes.vae.temporal_factor

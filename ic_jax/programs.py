@@ -20,7 +20,7 @@ from .settings import Settings
 from .shot import Shot
 
 observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings"))
-finish = jax.jit(pipeline.finish, static_argnames="sizes")
+finish = jax.jit(pipeline.finish_bytes, static_argnames="sizes")
 
 prepare = jax.jit(expert.prepare, static_argnames=("sizes", "settings", "name", "layout"))
 _STATIC = "sizes", "settings", "part", "layout"

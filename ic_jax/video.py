@@ -165,7 +165,8 @@ def write_video(
 
 def to_float(frames: UInt8[np.ndarray, "*dims"]) -> Float[np.ndarray, "*dims"]:
     """0..255 to float32 in [-1, 1]."""
-    return frames.astype(np.float32) / 127.5 - 1
+    # One rounding, of the product. XLA would not divide as numpy does (`models.frames`).
+    return (frames.astype(np.float32) - np.float32(127.5)) * np.float32(1 / 127.5)
 
 
 def to_uint8(frames: Float[np.ndarray, "*dims"]) -> UInt8[np.ndarray, "*dims"]:

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARTS = {"geometry", "models", "sampling", "video", "latent_mask"}
 ABOVE = {
-    "pipeline", "settings", "course", "expert", "conditioning", "cli", "parallel", "report", "output",
-    "director", "programs", "midway", "budget",
+    "pipeline", "settings", "course", "expert", "conditioning", "cli", "parallel", "report",
+    "output", "director", "programs", "midway", "budget",
 }  # fmt: skip
 # The mask is what a consistency rule is about; it arrives from nowhere else.
 ALLOWED = {("sampling", "latent_mask"), ("latent_mask", "geometry")}

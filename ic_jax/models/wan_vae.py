@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from .attention import attention
+from .frames import to_bytes
 
 WAN21_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -369,12 +370,12 @@ def _streamed(step: Step, x: Array, chunk: int | None) -> Array:
 def encode(
     config: VAEConfig,
     params: PyTree,
-    clip: Float[Array, "b t h w 3"] | UInt8[Array, "b t h w 3"],
+    clip: Float[Array, "b t h w 3"],
     *,
     chunk: int | None = None,
     place: Place = anywhere,
 ) -> Float[Array, "b t2 h2 w2 z"]:
-    """The normalised latent mean of clips in [-1, 1], or of bytes, a quarter of their size.
+    """The normalised latent mean of clips in [-1, 1].
 
     `t` is 4k+1 and height and width are multiples of `config.spatial_factor`. `chunk`
     (a multiple of 4 that divides t - 1) bounds the memory to that many frames and
@@ -391,8 +392,8 @@ def encode(
 
     def step(frames: Array, past: dict[str, Array] | None):
         stream = Stream(past)
-        frames = place(from_bytes(frames) if frames.dtype == jnp.uint8 else frames)
-        mean, _ = WanVAE(config).apply({"params": params}, frames, stream, method="moments")
+        network = WanVAE(config)
+        mean, _ = network.apply({"params": params}, place(frames), stream, method="moments")
         return mean, stream.next
 
     mean = _streamed(step, clip, chunk)
@@ -444,13 +445,3 @@ def _decoded(
 
     z = latent * jnp.array(config.latent_std) + jnp.array(config.latent_mean)
     return _streamed(step, z, chunk)
-
-
-def from_bytes(frames: UInt8[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """0..255 to float32 in [-1, 1], on the device."""
-    return frames.astype(jnp.float32) / 127.5 - 1
-
-
-def to_bytes(clip: Float[Array, "*dims"]) -> UInt8[Array, "*dims"]:
-    """[-1, 1] to the nearest of 0..255, on the device; values outside are clipped."""
-    return jnp.round((jnp.clip(clip, -1, 1) + 1) * 127.5).astype(jnp.uint8)

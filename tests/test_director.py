@@ -1,0 +1,72 @@
+"""Bytes go to the device and come back from it, and are those that floats would have been."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import TINY, tiny_context, tiny_weights
+
+from ic_jax import pipeline
+from ic_jax.composite import composite
+from ic_jax.director import direct
+from ic_jax.edit import forget
+from ic_jax.fill import push_pull
+from ic_jax.geometry.camera import camera
+from ic_jax.model import Model
+from ic_jax.models.frames import from_bytes, to_bytes
+from ic_jax.settings import Settings
+from ic_jax.shot import Shot
+from ic_jax.video import to_float, to_uint8
+
+SIZES = TINY.resized(9, None, None)
+FRAMES, HEIGHT, WIDTH = SIZES.frames, SIZES.height, SIZES.width
+MODEL = Model("tiny", SIZES, tiny_weights(), {})
+
+
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shot():
+    lens = np.array([[20.0, 0, WIDTH / 2], [0, 20, HEIGHT / 2], [0, 0, 1]])
+    pose = np.eye(4)
+    source = camera(pose, lens, FRAMES)
+    pose[0, 3] = 0.8
+    depth = np.full((FRAMES, HEIGHT, WIDTH), 2.0, np.float32)
+    return Shot(noise(), depth, source, camera(pose, lens, FRAMES), np.ones(depth.shape, bool))
+
+
+def test_the_device_turns_bytes_and_floats_as_the_host_does():
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(jax.jit(from_bytes)(every), to_float(every))
+    levels = np.linspace(-1.1, 1.1, 4001, dtype=np.float32)
+    np.testing.assert_array_equal(jax.jit(to_bytes)(levels), to_uint8(levels))
+
+
+def test_a_take_has_the_bytes_that_its_floats_would_have(shot):
+    last = []
+    keep = lambda midway: last.append(midway.state)
+    settings = Settings(steps=1, composite=True)
+    take = direct(MODEL, settings, shot, tiny_context(), keep=keep)
+
+    operator = shot.operator()
+    warped = jax.jit(lambda operator, clip: operator.apply(clip))(operator, to_float(shot.frames))
+    np.testing.assert_array_equal(take.observed, to_uint8(np.asarray(warped)))
+    decode = jax.jit(lambda weights, state: pipeline.finish(SIZES, weights, state))
+    decoded = np.asarray(decode(MODEL.weights, *last))
+    np.testing.assert_array_equal(take.generated, to_uint8(decoded))
+    shown = jax.jit(composite)(
+        to_float(take.generated), to_float(take.observed), jnp.asarray(take.visible)
+    )
+    np.testing.assert_array_equal(take.result, to_uint8(np.asarray(shown)))
+    assert len(np.unique(take.result)) > 30
+
+
+def test_what_is_forgotten_is_smoothed_as_in_floats():
+    frames, keep = noise(), np.ones((FRAMES, HEIGHT, WIDTH), bool)
+    keep[:, 4:9, 8:20] = False
+    weight = jnp.asarray(keep, jnp.float32)
+    smooth = jax.jit(push_pull)(to_float(frames) * keep[..., None], weight)
+    expected = np.where(keep[..., None], frames, to_uint8(np.asarray(smooth)))
+    np.testing.assert_array_equal(forget(frames, keep).frames, expected)
