@@ -20,6 +20,7 @@ from .latent_mask import MASKS
 from .model import Model
 from .models.frames import from_bytes, to_bytes
 from .models.layout import Layout
+from .parallel import beside
 from .pipeline import Observation, Scene
 from .sampling.consistency import GAMMA_SCHEDULES, NOISES
 from .sampling.methods import METHODS, options
@@ -217,13 +218,15 @@ def _steps(
     """The steps of a window that are left, one by one."""
     sizes, weights = model.variant, model.weights
     finished, seen, state, done = midway
+    seen, state = beside(weights, (seen, state))
     told = expert = None
     for part, level in programs.steps(sizes, settings)[done:]:
         if part.expert != expert:
             expert = part.expert
             whose = sizes, settings, expert, weights, context, seen.conditioning, layout
             told = programs.prepare(*whose)
-        known = sizes, settings, part, weights, told
+        # To the steps before and after a refresh, one program.
+        known = sizes, settings, part._replace(refreshes=False), weights, told
         if part.refreshes:
             seen = programs.refresh(*known, seen, state, level, layout)
         state = jax.block_until_ready(programs.proceed(*known, seen, state, level, layout))

@@ -1,8 +1,10 @@
 """A clip on many devices is the clip on one; what the devices exchange is what was counted."""
 
+import logging
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_transformer
@@ -14,6 +16,7 @@ from ic_jax.model import Weights
 from ic_jax.models.layout import Layout
 from ic_jax.parallel import (
     MeshShape,
+    beside,
     check,
     device_mesh,
     over_mesh,
@@ -77,6 +80,45 @@ def test_clips_run_side_by_side_each_on_devices_of_its_own():
     found = over_mesh(partial(velocity, sequence_layout(mesh)), mesh)(weights.dit, clips)
     expected = [velocity(Layout(), dit, *(leaf[n] for leaf in clips)) for n in range(3)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.fixture
+def compilations():
+    """What JAX says that it compiled."""
+    said = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    listener = Listener()
+    loggers = [logging.getLogger(f"jax._src.{name}") for name in ("dispatch", "interpreters.pxla")]
+    for logger in loggers:
+        logger.addHandler(listener)
+    with jax.log_compiles():
+        yield lambda name: sum(f"Finished XLA compilation of jit({name})" in line for line in said)
+    for logger in loggers:
+        logger.removeHandler(listener)
+
+
+def test_a_state_beside_the_weights_is_compiled_for_once(compilations):
+    mesh = device_mesh(MeshShape(sequence=4), CONFIG.num_heads)
+    weights = place(Weights(vae={}, dit={"kernel": np.eye(8, dtype=np.float32)}), mesh)
+
+    @jax.jit
+    def a_step(dit, state):
+        x, key = state
+        return x @ dit["kernel"], jax.random.fold_in(key, 0)
+
+    state = beside(weights, (jnp.ones((2, 8)), jax.random.key(0)))
+    for _ in range(3):
+        state = a_step(weights.dit, state)
+    assert compilations("a_step") == 1
+
+
+def test_beside_weights_on_one_device_nothing_moves():
+    state = jnp.ones(3), jax.random.key(0)
+    assert beside(Weights(vae={}, dit={"kernel": jnp.eye(2)}), state) is state
 
 
 def test_devices_share_weights_and_activations():

@@ -11,12 +11,13 @@ from .choice import Need, choose, per_device
 from .clips import over_clips, over_mesh, replicate
 from .hosts import join, mine
 from .mesh import MeshShape, check, device_mesh, first_devices
-from .placement import place, weight_shardings
+from .placement import beside, place, weight_shardings
 from .sequence import sequence_layout
 
 __all__ = [
     "MeshShape",
     "Need",
+    "beside",
     "check",
     "choose",
     "device_mesh",

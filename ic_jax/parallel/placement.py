@@ -58,6 +58,18 @@ def place(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
     return jax.tree.map(_put, weights, shardings)
 
 
+def beside(weights: Weights, tree: PyTree) -> PyTree:
+    """`tree` on all devices of the weights' mesh, if they are on one.
+
+    A program leaves its results there. One that is first given arrays from elsewhere, and then its
+    own results, would be compiled twice.
+    """
+    sharding = jax.tree.leaves(weights.dit)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return tree
+    return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
 def _put(leaf: PyTree, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
