@@ -18,13 +18,15 @@ import jax.numpy as jnp
 from . import cost
 from .errors import InputError
 from .models.variants import Variant
-from .parallel import Need
+from .parallel.choice import Need, Phase
 
 # float32 numbers per pixel and frame that a run holds beside the networks' own work: the clip,
 # its depth and operator, for a later window twice; and what was observed of it.
-_GEOMETRY, _OBSERVED, _DECODED = 13, 7, 3
+_GEOMETRY, _OBSERVED = 13, 7
 # What filling the holes works with; measured: 13 for a warp, 5 for an edit.
 _FILL = 13
+# Bytes per pixel and frame of the result, in chunks and joined.
+_DECODED = 2 * 3
 
 # Of a device's memory JAX takes three quarters at first, and up to this share if told to.
 DEFAULT_SHARE, LARGEST_SHARE = 0.75, 0.95
@@ -42,7 +44,7 @@ class Budget(NamedTuple):
     umt5_block: int
     """The text encoder on the device, which has come and gone before the others are loaded."""
     phases: dict[str, int]
-    """Beside the weights, one at a time: encode, sample, decode."""
+    """Beside the weights, one at a time: fill, encode, sample, decode."""
     host: dict[str, int]
 
     @property
@@ -83,8 +85,9 @@ def predict(
     """The memory of a run of one clip, whose denoiser is asked with `calls` prompts at a time.
 
     `parameters` counts those of each network, as stored; by default those that the variant has.
-    On several devices the tokens of the transformer are shared out. With `cut` its weights are
-    too; otherwise each device holds all of them.
+    On several devices the tokens of the transformer are shared out, and the rows of the
+    autoencoder's frames. With `cut` the transformer's weights are too; otherwise each device
+    holds all of them.
     """
     if parameters is None:
         parameters = {name: cost.parameters(part) for name, part in networks(sizes).items()}
@@ -99,39 +102,39 @@ def predict(
         for name in weights.keys() & {"dit", "dit_low"}:
             weights[name] //= devices
     block = _umt5_block(sizes) * itemsize if host else 0
-    return Budget(weights, block, _phases(sizes, calls, itemsize, devices), host)
+    phases = _phases(sizes, calls, itemsize).items()
+    work = {name: phase.per_device(devices) for name, phase in phases}
+    return Budget(weights, block, work, host)
 
 
 def need(sizes: Variant, calls: int) -> Need:
     """The bytes of a run by what divides them on a mesh, as `parallel.choose` weighs them."""
-    weights, _, phases, _ = predict(sizes, calls)
+    weights = predict(sizes, calls).weights
     itemsize = jnp.dtype(sizes.dtype).itemsize
-    grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)[:3]
     transformer = sum(weights.pop(name, 0) for name in ("dit", "dit_low"))
-    tokens = cost.dit_memory(sizes.dit, grid, calls, itemsize)
-    work = max(phases["encode"], phases["decode"], phases["sample"] - tokens)
     return Need(
         transformer=transformer,
         block=cost.block_memory(sizes.dit, itemsize),
-        rest=sum(weights.values()) + work,
-        activations=tokens,
+        rest=sum(weights.values()),
+        phases=tuple(_phases(sizes, calls, itemsize).values()),
     )
 
 
-def _phases(sizes: Variant, calls: int, itemsize: int, devices: int) -> dict[str, int]:
+def _phases(sizes: Variant, calls: int, itemsize: int) -> dict[str, Phase]:
     size = sizes.frames, sizes.height, sizes.width
     plane = cost.FLOAT32 * prod(size)
     grid = sizes.vae.latent_shape(*size)[:3]
     chunked = sizes.chunk is not None
     encoder, decoder = cost.vae_layers(sizes.vae, (sizes.chunk or sizes.frames, *size[1:]))
     encode, decode = (cost.vae_memory(half, chunked) for half in (encoder, decoder))
-    tokens = cost.dit_memory(sizes.dit, grid, calls, itemsize) // devices
+    tokens = cost.dit_memory(sizes.dit, grid, calls, itemsize)
     block = cost.block_memory(sizes.dit, itemsize)
     text = cost.prepared_memory(sizes.dit, calls, itemsize)
     return {
-        "encode": (_GEOMETRY + _OBSERVED) * plane + max(_FILL * plane, encode),
-        "sample": _OBSERVED * plane + text + block + tokens,
-        "decode": (_OBSERVED + _DECODED) * plane + text + decode,
+        "fill": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, 0),
+        "encode": Phase((_GEOMETRY + _OBSERVED) * plane, encode, sizes.height),
+        "sample": Phase(_OBSERVED * plane + text + block, tokens),
+        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, sizes.height),
     }
 
 

@@ -148,7 +148,7 @@ def direct(
     its predecessor's last frames as well. `progress` is told the stage and how many steps of it
     are done. `keep` is given the run after every step; from one of these, as `midway`, the same
     call goes on to the same frames bit for bit, on the same kind of device. `layout` spreads
-    the transformer over the devices that its weights lie on (`parallel`).
+    the networks over the devices that their weights lie on (`parallel`).
 
     Raises:
         InputError: nothing of the source is visible in the result.
@@ -172,7 +172,7 @@ def direct(
         if midway is None:
             progress("encode", 0)
             with timed(seconds, "encode"):
-                seen = _seen(model, settings, small.take(window), finished, key)
+                seen = _seen(model, settings, small.take(window), finished, key, layout)
             state, _ = pipeline.begin(sizes, settings, noise_key)
             midway = Midway(finished, seen, state, 0)
         with timed(seconds, "sample"):
@@ -181,7 +181,7 @@ def direct(
                 keep(midway)
         progress("decode", 0)
         with timed(seconds, "decode"):
-            decoded = programs.finish(sizes, weights, midway.state)
+            decoded = programs.finish(sizes, weights, midway.state, layout)
             finished = [*finished, np.asarray(decoded)]
         midway = None
 
@@ -199,13 +199,14 @@ def _seen(
     window: Footage,
     finished: list[UInt8[np.ndarray, "t h w 3"]],
     key: PRNGKeyArray,
+    layout: Layout,
 ) -> Observation:
     """What is known of a window: the source, and the end of the window before it."""
     scene = filler = _scene(window)
     if finished:
         scene = _scene(window.hold(finished[-1][-OVERLAP:]))
     known = model.variant, settings, model.weights
-    return jax.block_until_ready(programs.observe(*known, scene, filler, key))
+    return jax.block_until_ready(programs.observe(*known, scene, filler, key, layout))
 
 
 def _steps(

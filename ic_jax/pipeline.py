@@ -8,17 +8,18 @@ Editing is the same story with another operator: the identity, where a mask keep
 
 All functions here are pure, work on one clip of the model's own size, and take the
 weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one of them.
-`layout` is static, and spreads the transformer of one clip over devices.
+`layout` is static, and spreads the networks over devices that share a clip.
 The encoder runs before the loop and the decoder after it; nothing is differentiated.
 """
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 
 from .conditioning import Conditioning, condition
 from .course import Part, reused, schedule, stages
@@ -75,9 +76,9 @@ def recapture(
     is for `director.direct`, which has the clip's own size.
     """
     mask_key, noise_key = jax.random.split(key)
-    observation = observe(sizes, settings, weights, scene, scene, mask_key)
+    observation = observe(sizes, settings, weights, scene, scene, mask_key, layout)
     state = sample(sizes, settings, weights, context, observation, noise_key, layout)
-    return finish(sizes, weights, state)
+    return finish(sizes, weights, state, layout)
 
 
 def observe(
@@ -87,17 +88,18 @@ def observe(
     scene: Scene,
     filler: Scene,
     key: PRNGKeyArray,
+    layout: Layout = Layout(),
 ) -> Observation:
     """Apply the operator, fill the holes, encode once, and ask how far to trust each latent.
 
     `filler` is the scene whose other frames fill the holes: `scene` itself, unless some
     of its frames stand for something else (see `framing.windows`).
     """
-    encode = partial(_encode, sizes, weights)
+    encode = partial(_encode, sizes, weights, layout)
     observed, visible = scene.operator.apply(scene.clip), scene.operator.visible
     filled = fill(filler.operator, filler.clip, observed, visible)
     measurement = Measurement(filled, encode(filled))
-    mask = latent_mask(sizes, settings, weights, scene.operator, measurement, key)
+    mask = latent_mask(sizes, settings, weights, scene.operator, measurement, key, layout)
     told = None
     if sizes.conditioning is not None:
         told = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
@@ -112,13 +114,14 @@ def latent_mask(
     operator: Operator,
     measurement: Measurement,
     key: PRNGKeyArray,
+    layout: Layout = Layout(),
 ) -> LatentMask:
     """How far to trust each latent, by the construction that `settings` names."""
     name = settings.latent_mask
     construct = MASKS[name]
     if name == "kernel":
         construct = partial(construct, weights=weights.calibration.kernel)
-    mask = construct(operator, partial(_encode, sizes, weights), measurement, key)
+    mask = construct(operator, partial(_encode, sizes, weights, layout), measurement, key)
     a, v = fitting(mask, measurement.latent, name)
     return LatentMask(a, v if settings.variance_scale is None else settings.variance_scale * v)
 
@@ -191,7 +194,7 @@ def proceed(
         settings.consistency if part.acts else "none",
         **_options(settings),
         r2=clean_variance(settings, weights),
-        pixels=_pixels(sizes, weights, observation),
+        pixels=_pixels(sizes, weights, observation, layout),
     )
     told = context, observation.conditioning, layout
     asked = expert(sizes, settings, part.expert, weights, *told)
@@ -223,22 +226,25 @@ def refresh(
     level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
     told = context, observation.conditioning, layout
     denoise = denoiser_of(expert(sizes, settings, part.expert, weights, *told))
-    pixels = _pixels(sizes, weights, observation)
+    pixels = _pixels(sizes, weights, observation, layout)
     seen = observation.visible[..., None]
     decoded = pixels.decode(denoise(state.x, level).clean)
     filled = seen * observation.measurement.clip + (1 - seen) * decoded
     return observation._replace(measurement=Measurement(filled, pixels.encode(filled)))
 
 
-def finish(sizes: Variant, weights: Weights, state: State) -> Float[Array, "t h w 3"]:
+def finish(
+    sizes: Variant, weights: Weights, state: State, layout: Layout = Layout()
+) -> Float[Array, "t h w 3"]:
     """Decode, to [-1, 1]."""
-    return _decode(sizes, weights, state.x)
+    return _decode(sizes, weights, layout, state.x)
 
 
-def finish_bytes(sizes: Variant, weights: Weights, state: State) -> UInt8[Array, "t h w 3"]:
+def finish_bytes(
+    sizes: Variant, weights: Weights, state: State, layout: Layout = Layout()
+) -> UInt8[Array, "t h w 3"]:
     """Decode, to what a file holds."""
-    chunk = _latents_at_once(sizes)
-    return wan_vae.decode_bytes(sizes.vae, weights.vae, state.x[None], chunk=chunk)[0]
+    return _decode(sizes, weights, layout, state.x, wan_vae.decode_bytes)
 
 
 def clean_variance(settings: Settings, weights: Weights) -> CleanVariance:
@@ -254,23 +260,29 @@ def _options(settings: Settings) -> dict[str, float | int | str]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _pixels(sizes: Variant, weights: Weights, observation: Observation) -> Pixels:
+def _pixels(sizes: Variant, weights: Weights, observation: Observation, layout: Layout) -> Pixels:
     return Pixels(
-        encode=partial(_encode, sizes, weights),
-        decode=partial(_decode, sizes, weights),
+        encode=partial(_encode, sizes, weights, layout),
+        decode=partial(_decode, sizes, weights, layout),
         clip=observation.measurement.clip,
         visible=observation.visible,
     )
 
 
-def _encode(sizes: Variant, weights: Weights, clip: Float[Array, "t h w 3"]):
-    return wan_vae.encode(sizes.vae, weights.vae, clip[None], chunk=sizes.chunk)[0]
+def _encode(
+    sizes: Variant, weights: Weights, layout: Layout, clip: Float[Array, "t h w 3"]
+) -> Float[Array, "t2 h2 w2 c"]:
+    given = sizes.vae, weights.vae, layout.whole(clip[None])
+    return layout.whole(wan_vae.encode(*given, chunk=sizes.chunk, place=layout.rows))[0]
 
 
-def _decode(sizes: Variant, weights: Weights, latent: Float[Array, "t h w c"]):
-    chunk = _latents_at_once(sizes)
-    return wan_vae.decode(sizes.vae, weights.vae, latent[None], chunk=chunk)[0]
-
-
-def _latents_at_once(sizes: Variant) -> int | None:
-    return sizes.chunk and sizes.chunk // sizes.vae.temporal_factor
+def _decode(
+    sizes: Variant,
+    weights: Weights,
+    layout: Layout,
+    latent: Float[Array, "t h w c"],
+    decode: Callable[..., Shaped[Array, "1 t2 h2 w2 3"]] = wan_vae.decode,
+) -> Shaped[Array, "t2 h2 w2 3"]:
+    chunk = sizes.chunk and sizes.chunk // sizes.vae.temporal_factor
+    given = sizes.vae, weights.vae, layout.whole(latent[None])
+    return layout.whole(decode(*given, chunk=chunk, place=layout.rows))[0]

@@ -19,8 +19,8 @@ from .sampling.schedule import Level
 from .settings import Settings
 from .shot import Shot
 
-observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings"))
-finish = jax.jit(pipeline.finish_bytes, static_argnames="sizes")
+observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings", "layout"))
+finish = jax.jit(pipeline.finish_bytes, static_argnames=("sizes", "layout"))
 
 prepare = jax.jit(expert.prepare, static_argnames=("sizes", "settings", "name", "layout"))
 _STATIC = "sizes", "settings", "part", "layout"
@@ -43,7 +43,7 @@ def lowered(
     scene, key = abstract_scene(sizes, footage), jax.random.key(0)
     text = 2, sizes.dit.text_len, sizes.dit.text_dim
     context = jax.ShapeDtypeStruct(text, jnp.dtype(sizes.dtype))
-    yield "observe", observe.lower(sizes, settings, weights, scene, scene, key)
+    yield "observe", observe.lower(sizes, settings, weights, scene, scene, key, layout)
     seen, state = abstract_window(model, settings, footage)
     name = None
     for part, level in dict(steps(sizes, settings)).items():
@@ -56,7 +56,7 @@ def lowered(
         if part.refreshes:
             yield f"refresh, {name}", refresh.lower(*known)
         yield f"sample, {name}", proceed.lower(*known)
-    yield "finish", finish.lower(sizes, weights, state)
+    yield "finish", finish.lower(sizes, weights, state, layout)
 
 
 def steps(sizes: Variant, settings: Settings) -> list[tuple[Part, Level]]:

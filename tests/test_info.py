@@ -151,14 +151,15 @@ def test_two_experts_are_two_components_of_which_one_runs_at_a_time():
     assert two["memory"]["copied"]["weights"]["dit_low"] == weights["dit"]
 
 
-def test_devices_share_the_tokens_and_where_they_are_cut_the_weights():
+def test_devices_share_tokens_and_rows_and_where_they_are_cut_the_weights():
     one, eight = (describe("Wan2.1-T2V-14B", devices=n)["memory"] for n in (1, 8))
     assert set(one) == {"copied"} and set(eight) == {"copied", "cut"}
     alone, whole, cut = one["copied"], eight["copied"], eight["cut"]
     assert whole["weights"] == alone["weights"] and whole["phases"] == cut["phases"]
     assert cut["weights"]["dit"] == alone["weights"]["dit"] // 8
     assert cut["weights"]["vae"] == alone["weights"]["vae"]
-    assert whole["phases"]["sample"] < alone["phases"]["sample"]
+    for part in ("encode", "sample", "decode"):
+        assert whole["phases"][part] < alone["phases"][part]
     shown = as_table(describe("Wan2.1-T2V-14B", devices=8))
     assert "fits, weights cut: 80 GB yes" in shown and "on each of 8 devices" in shown
     assert max(map(len, shown.splitlines())) <= 100

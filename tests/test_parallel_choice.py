@@ -4,11 +4,12 @@ import pytest
 
 from ic_jax.errors import InputError
 from ic_jax.parallel import MeshShape, Need, choose, per_device
+from ic_jax.parallel.choice import Phase
 
 GIB = 1 << 30
 # A model of 1.3B, and one of 14B, in 16 bits.
-SMALL = Need(3 * GIB, GIB // 10, GIB, 2 * GIB)
-LARGE = Need(28 * GIB, 7 * GIB // 10, GIB, 8 * GIB)
+SMALL = Need(3 * GIB, GIB // 10, GIB, (Phase(0, 2 * GIB),))
+LARGE = Need(28 * GIB, 7 * GIB // 10, GIB, (Phase(0, 8 * GIB),))
 
 
 def test_what_fits_is_not_cut():
@@ -33,6 +34,14 @@ def test_weights_are_cut_into_parts_that_divide_their_rows():
     with pytest.raises(InputError, match="GiB on each of 7"):
         choose(LARGE, 7, 16 * GIB, heads=40, width=512)
     assert choose(LARGE, 6, 24 * GIB, heads=40, width=512).weights == 2
+
+
+def test_what_devices_share_is_divided_and_the_largest_part_of_a_run_counts():
+    need = Need(0, 0, GIB, (Phase(3 * GIB, 0), Phase(GIB, 16 * GIB)))
+    asked = [per_device(need, MeshShape(1, 2, n)) for n in (1, 2, 8)]
+    assert asked == [10 * GIB, 6 * GIB, 4 * GIB]
+    rows = need._replace(phases=(Phase(GIB, 15 * GIB, 480),))
+    assert [per_device(rows, MeshShape(sequence=n)) for n in (3, 7)] == [7 * GIB, 17 * GIB]
 
 
 def test_clips_that_do_not_fit_side_by_side_share_devices():

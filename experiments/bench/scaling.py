@@ -15,14 +15,16 @@ import tyro
 
 from experiments.studies_report import table
 from ic_jax import cost
+from ic_jax.budget import need
 from ic_jax.errors import InputError
 from ic_jax.models.variants import VARIANTS, Variant
-from ic_jax.parallel.choice import Need, choose, per_device
+from ic_jax.parallel.choice import choose, per_device
 from ic_jax.parallel.mesh import ULYSSES, MeshShape, axis_sizes
 from ic_jax.parallel.traffic import step_traffic
 
 MODELS = "Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B"
-BF16, FLOAT32 = 2, 4
+PROMPTS = 2
+BF16 = 2
 
 # What may be filled with weights and activations; the rest is the runtime's.
 USABLE = 0.9
@@ -78,7 +80,7 @@ MACHINES = {
 
 def step_flops(sizes: Variant, shape: MeshShape) -> float:
     """FLOPs of one chip in one step: two calls of the transformer, with and without the prompt."""
-    return 2 * cost.dit_flops(sizes.dit, _grid(sizes)) / _among(shape)
+    return PROMPTS * cost.dit_flops(sizes.dit, _grid(sizes)) / _among(shape)
 
 
 def step_bytes(sizes: Variant, shape: MeshShape) -> float:
@@ -134,19 +136,6 @@ def links(sizes: Variant, shape: MeshShape, machine: Machine) -> dict[str, float
 # Layout ---------------------------------------------------------------------------
 
 
-def need(sizes: Variant, among: int) -> Need:
-    """What the automatic choice of a mesh is told of a model; `among` chips share a clip's rows."""
-    layers = cost.dit_layers(sizes.dit, _grid(sizes))
-    encoder, decoder = cost.vae_layers(sizes.vae, (sizes.chunk, sizes.height, sizes.width))
-    work = max(cost.vae_memory(half, chunked=True) for half in (encoder, decoder))
-    return Need(
-        transformer=BF16 * cost.parameters(layers),
-        block=BF16 * cost.parameters(layers) // sizes.dit.num_layers,
-        rest=FLOAT32 * cost.parameters(encoder + decoder) + work // among,
-        activations=cost.dit_memory(sizes.dit, _grid(sizes), 2, BF16),
-    )
-
-
 def layouts(sizes: Variant, machine: Machine) -> list[MeshShape]:
     """For the shortest wait, and for the most clips side by side: as `parallel.choose` has it."""
     group = min(8, machine.chips)
@@ -158,9 +147,8 @@ def layouts(sizes: Variant, machine: Machine) -> list[MeshShape]:
 def _chosen(sizes: Variant, machine: Machine, clips: int) -> list[MeshShape]:
     """The shape for so many clips on one group of chips, if there is one that fits."""
     group, room = min(8, machine.chips), int(USABLE * CHIPS[machine.chip].memory)
-    needed = need(sizes, group // clips)
     try:
-        return [choose(needed, group, room, sizes.dit.num_heads, clips)]
+        return [choose(need(sizes, PROMPTS), group, room, sizes.dit.num_heads, clips)]
     except InputError:
         return []
 
@@ -230,7 +218,7 @@ def implied(run: Published) -> float:
     sizes = VARIANTS[run.model]
     grid = sizes.vae.latent_shape(*run.size)[:3]
     peak = run.chips * CHIPS[run.chip].flops
-    return 2 * cost.dit_flops(sizes.dit, grid) / run.seconds / peak
+    return PROMPTS * cost.dit_flops(sizes.dit, grid) / run.seconds / peak
 
 
 # Page -----------------------------------------------------------------------------
@@ -244,7 +232,7 @@ def rows(model: str) -> tuple[list[list[str]], list[dict]]:
         for shape in layouts(sizes, machine):
             told = predict(sizes, shape, machine)
             best, modest = (told.clip(sizes.steps, share) for share in (AIM, MODEST))
-            memory = per_device(need(sizes, _among(shape)), shape)
+            memory = per_device(need(sizes, PROMPTS), shape)
             shown.append([
                 name, " × ".join(map(str, shape)), f"{memory / 1e9:.1f}",
                 f"{told.compute / AIM:.3f}", f"{told.memory:.3f}",
@@ -281,8 +269,9 @@ Assumptions, all of them:
   everything crosses the middle of the grid; a hop of a ring uses one port, a gather two. A slice
   of a few chips has no wrap-around links. Nothing overlaps with compute, as good programs have it.
 * *Encode, decode*: {AUTOENCODER:.0%} of the bf16 peak, which is what 0.8 s for a decode of 720p on
-  v6e-8 comes to (maxdiffusion, PR 464). The chips of a clip share the rows of its frames
-  (`place` of `wan_vae.encode`), in time and in memory.
+  v6e-8 comes to (maxdiffusion, PR 464). The chips of a clip share the rows of its frames.
+* *GB per chip*: weights and the largest part of a run, by `ic_jax.budget`; each chip of a clip has
+  all of its pixels, and warps and fills them itself.
 """
 
 

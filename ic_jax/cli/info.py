@@ -37,7 +37,7 @@ class Info:
     width: int | None = None
     """Likewise."""
     devices: int = 1
-    """Devices that share one clip: its tokens and, where they are cut, the weights."""
+    """Devices that share one clip: its tokens, its rows and, where they are cut, the weights."""
     json: bool = False
     """Print everything as JSON, with exact numbers."""
 

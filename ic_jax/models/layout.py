@@ -1,23 +1,24 @@
-"""The seam between the transformer and the devices that it is spread over."""
+"""The seam between the networks and the devices that they are spread over."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from .attention import Attend, attention
 
-Place = Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
+Place = Callable[[Shaped[Array, "b ..."]], Shaped[Array, "b ..."]]
+"""The same array with a sharding constraint."""
 
 
-def anywhere(tokens: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    """Leave the tokens where they are."""
-    return tokens
+def anywhere(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """Leave it where it is."""
+    return x
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the transformer leaves to whoever spreads it over devices; the default is one device.
+    """What networks leave to whoever spreads them over devices; the default is one device.
 
     Static and hashable: `jax.jit` takes it as a static argument, and functions made anew for
     every call would compile anew.
@@ -28,4 +29,8 @@ class Layout:
     attend_context: Attend = attention
     """Tokens to text, and to an image."""
     place: Place = anywhere
-    """The residual stream before every block: for a sharding constraint."""
+    """The residual stream of the transformer before every block."""
+    rows: Place = anywhere
+    """Frames and latents that the autoencoder works on, (b, t, h, w, c): devices share rows."""
+    whole: Place = anywhere
+    """The same before and after it: outside, every device has all of a clip."""

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from .attention import attention
 from .frames import to_bytes
+from .layout import Place, anywhere
 
 WAN21_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -349,12 +350,6 @@ class WanVAE(nn.Module):
 
 
 Step = Callable[[Array, dict[str, Array] | None], tuple[Array, dict[str, Array]]]
-Place = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h w c"]]
-
-
-def anywhere(frames: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """Leave the frames where they are."""
-    return frames
 
 
 def _streamed(step: Step, x: Array, chunk: int | None) -> Array:

@@ -9,6 +9,21 @@ from .mesh import MeshShape, axis_sizes, weight_axes
 _GIB = 1 << 30
 
 
+class Phase(NamedTuple):
+    """Bytes of a part of a run, weights aside."""
+
+    whole: int
+    """What every device of a clip has: its pixels, the text."""
+    shared: int
+    """What they divide: tokens of the transformer, rows of the autoencoder's frames."""
+    parts: int = 0
+    """How many rows there are, which as many devices as divide them share; 0 for any."""
+
+    def per_device(self, devices: int) -> int:
+        """Those on each of the devices of a clip."""
+        return self.whole + self.shared // (1 if self.parts % devices else devices)
+
+
 class Need(NamedTuple):
     """Bytes of one clip on one device, by what divides them."""
 
@@ -17,9 +32,9 @@ class Need(NamedTuple):
     block: int
     """Those of one block, which every device has whole while it runs."""
     rest: int
-    """What every device holds whatever the mesh: the autoencoder and its work, latents."""
-    activations: int
-    """The transformer's own, with both prompts: prompts and sequence divide them."""
+    """The other weights, which every device has: those of the autoencoder, for one."""
+    phases: tuple[Phase, ...]
+    """One at a time, with both prompts."""
 
 
 def per_device(need: Need, shape: MeshShape) -> int:
@@ -28,8 +43,8 @@ def per_device(need: Need, shape: MeshShape) -> int:
     A block's matrices are there twice where they are gathered: in use, and on their way.
     """
     gathered = 2 * need.block if shape.weights > 1 else 0
-    shared = need.activations // (shape.prompts * shape.sequence)
-    return need.transformer // shape.weights + gathered + need.rest + shared
+    work = max(phase.per_device(shape.prompts * shape.sequence) for phase in need.phases)
+    return need.transformer // shape.weights + gathered + need.rest + work
 
 
 def choose(

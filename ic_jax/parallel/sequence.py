@@ -1,11 +1,12 @@
-"""The transformer of one clip over many devices: each holds some of the tokens."""
+"""One clip over many devices: each holds some of the tokens, and some rows of its frames."""
 
 from functools import cache, partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ic_jax.models.attention import attention
 from ic_jax.models.layout import Layout
@@ -21,6 +22,8 @@ def sequence_layout(mesh: Mesh) -> Layout:
         attend=partial(_attend, mesh),
         attend_context=partial(_attend_context, mesh),
         place=partial(_place, mesh),
+        rows=partial(_share_rows, mesh),
+        whole=partial(_gather, mesh),
     )
 
 
@@ -80,6 +83,19 @@ def _place(mesh: Mesh, tokens: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     sharding = NamedSharding(mesh, _spec(mesh, len(tokens)))
     padded = jax.lax.with_sharding_constraint(_padded(mesh, tokens), sharding)
     return padded[:, : tokens.shape[1]]
+
+
+def _share_rows(mesh: Mesh, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Among all devices of a clip, where they divide: JAX takes no other constraint."""
+    axes = PROMPTS, *TOKENS
+    if x.shape[2] % prod(mesh.shape[axis] for axis in axes):
+        return x
+    over_rows = NamedSharding(mesh, PartitionSpec(None, None, axes))
+    return jax.lax.with_sharding_constraint(x, over_rows)
+
+
+def _gather(mesh: Mesh, x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def _spec(mesh: Mesh, batch: int) -> PartitionSpec:

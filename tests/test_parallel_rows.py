@@ -1,0 +1,83 @@
+"""Devices that share the rows of a clip's frames encode and decode what one device does."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_model import TINY, tiny_weights
+
+from ic_jax import pipeline
+from ic_jax.geometry.mask import MaskOperator
+from ic_jax.models.layout import Layout
+from ic_jax.parallel import MeshShape, device_mesh, sequence_layout
+from ic_jax.pipeline import Scene
+from ic_jax.settings import Settings
+
+# Six rows of latents, which eight devices do not divide as they do those of frames.
+SIZES = replace(TINY, frames=9, height=48, width=16)
+SETTINGS = Settings(latent_mask="mean")
+KEY = jax.random.key(0)
+SHAPES = [MeshShape(prompts=2, sequence=4), MeshShape(sequence=3)]
+
+
+def observe(layout, weights, scene):
+    return pipeline.observe(SIZES, SETTINGS, weights, scene, scene, KEY, layout)
+
+
+def finish(layout, weights, state):
+    return pipeline.finish(SIZES, weights, state, layout)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return tiny_weights()
+
+
+@pytest.fixture(scope="module")
+def scene():
+    shape = SIZES.frames, SIZES.height, SIZES.width
+    clip = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
+    seen = np.ones(shape, np.float32)
+    seen[:, 20:40, 4:12] = 0
+    return Scene(jnp.asarray(clip), MaskOperator(jnp.asarray(seen)))
+
+
+def shared(shape, function, *given):
+    """The result on a mesh, and the program, which all devices of the mesh take part in."""
+    mesh = device_mesh(shape, SIZES.dit.num_heads)
+    given = jax.device_put(given, NamedSharding(mesh, PartitionSpec()))
+    layout = sequence_layout(mesh)
+    program = jax.jit(lambda *given: function(layout, *given)).lower(*given).compile()
+    return program(*given), program
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_observed_on_many_devices_is_what_one_observes(weights, scene, shape):
+    found, program = shared(shape, observe, weights, scene)
+    expected = jax.jit(lambda *given: observe(Layout(), *given))(weights, scene)
+    assert np.abs(expected.measurement.latent).max() > 0.1
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert one.sharding.is_fully_replicated
+    # Convolutions look over the border of what a device has.
+    assert "collective-permute" in program.as_text()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_decoded_on_many_devices_is_what_one_decodes(weights, shape):
+    state, _ = pipeline.begin(SIZES, SETTINGS, KEY)
+    found, program = shared(shape, finish, weights, state)
+    expected = jax.jit(lambda *given: finish(Layout(), *given))(weights, state)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.sharding.is_fully_replicated
+    assert "collective-permute" in program.as_text()
+
+
+def test_rows_that_do_not_divide_stay_where_they_are():
+    layout = sequence_layout(device_mesh(MeshShape(sequence=5), SIZES.dit.num_heads))
+    frames = jnp.zeros((1, 1, SIZES.height, 2, 3))
+    assert layout.rows(frames) is frames
