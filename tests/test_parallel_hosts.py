@@ -58,6 +58,13 @@ def test_a_coordinator_that_is_not_there_is_waited_for_a_bounded_time(port):
     assert time.monotonic() - began < 60
 
 
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of this host cannot be listened to"):
+            join(f"127.0.0.1:{port}", 2, 0, timeout=1)
+
+
 def test_the_other_hosts_are_waited_for_a_bounded_time(port):
     alone = f"from ic_jax.parallel import join; join('127.0.0.1:{port}', 2, 0, timeout=2)"
     command = [sys.executable, "-c", alone]

@@ -38,6 +38,8 @@ def join(
         address = _address(coordinator)
         if process > 0:
             _knock(address, timeout)
+        else:
+            _check_free(address[1])
     _meet(given, timeout)
 
 
@@ -75,6 +77,17 @@ def _address(coordinator: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--coordinator is {coordinator!r}; give host:port")
     return host, int(port)
+
+
+def _check_free(port: int) -> None:
+    """JAX itself would crash where another program listens already."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise InputError(
+            f"port {port} of this host cannot be listened to ({error.strerror}); "
+            "give all processes a --coordinator with another"
+        ) from error
 
 
 def _knock(address: tuple[str, int], timeout: int) -> None:
