@@ -160,9 +160,7 @@ def direct(
     small = footage.to_working(fit)
 
     with timed(seconds, "warp"):
-        observed, visible = observe(footage)
-    if not visible.any():
-        raise InputError("the new camera sees nothing of the source; use a smaller move")
+        observed, visible = look(footage)
 
     finished = [] if midway is None else midway.finished
     if midway is not None:
@@ -185,8 +183,20 @@ def direct(
             finished = [*finished, np.asarray(decoded)]
         midway = None
 
-    joined = framing.join(finished, OVERLAP, len(footage.frames))
-    generated = result = framing.from_working(joined, fit)
+    return joined(settings, fit, finished, observed, visible, seconds)
+
+
+def joined(
+    settings: Settings,
+    fit: framing.Fit,
+    finished: list[UInt8[np.ndarray, "t h w 3"]],
+    observed: UInt8[np.ndarray, "T H W 3"],
+    visible: Float[np.ndarray, "T H W"],
+    seconds: dict[str, float],
+) -> Take:
+    """The take that all finished windows of a clip make, at the source's size."""
+    frames = framing.join(finished, OVERLAP, len(observed))
+    generated = result = framing.from_working(frames, fit)
     if settings.composite:
         with timed(seconds, "composite"):
             result = _composited(generated, observed, visible)
@@ -202,11 +212,14 @@ def _seen(
     layout: Layout,
 ) -> Observation:
     """What is known of a window: the source, and the end of the window before it."""
-    scene = filler = _scene(window)
-    if finished:
-        scene = _scene(window.hold(finished[-1][-OVERLAP:]))
     known = model.variant, settings, model.weights
-    return jax.block_until_ready(programs.observe(*known, scene, filler, key, layout))
+    return jax.block_until_ready(programs.observe(*known, *scenes(window, finished), key, layout))
+
+
+def scenes(window: Footage, finished: list[UInt8[np.ndarray, "t h w 3"]]) -> tuple[Scene, Scene]:
+    """A window as it is sampled, where the end of the one before it is known, and as filmed."""
+    filler = _scene(window)
+    return (_scene(window.hold(finished[-1][-OVERLAP:])) if finished else filler), filler
 
 
 def _steps(
@@ -233,6 +246,16 @@ def _steps(
         state = jax.block_until_ready(programs.proceed(*known, seen, state, level, layout))
         done += 1
         yield Midway(finished, seen, state, done)
+
+
+def look(
+    footage: Footage,
+) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
+    """`observe`. Raises InputError where that is nothing at all."""
+    observed, visible = observe(footage)
+    if not visible.any():
+        raise InputError("the new camera sees nothing of the source; use a smaller move")
+    return observed, visible
 
 
 def observe(

@@ -87,6 +87,23 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     (folder / RESULT).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
+def holds_result(path: Path, name: str, value: Any) -> bool:
+    """Whether a folder is a result of ours with all of its files, whose `name` is `value`."""
+    try:
+        record = json.loads((path / RESULT).read_text())
+    except (OSError, ValueError):
+        return False
+    claimed = _claimed(path)
+    whole = claimed and all((path / file).is_file() for file in claimed)
+    return bool(whole) and record.get(name) == json.loads(json.dumps(_plain(value)))
+
+
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Raises InputError where `output_folder` would, but for a place that cannot be written."""
+    path = Path(os.path.abspath(path))
+    _check_replaceable(path, path)
+
+
 def _check_replaceable(found: Path, path: Path) -> None:
     """`found` is the folder to look into, `path` the name that the user knows it by."""
     try:

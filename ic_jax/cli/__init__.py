@@ -7,6 +7,7 @@ import jax
 import tyro
 
 from ..errors import InputError
+from .batch import Batch
 from .calibrate import Calibrate
 from .compile_cache import keep_compiled_programs
 from .convert import Convert
@@ -21,6 +22,7 @@ from .warp import Warp
 COMMANDS = {
     "recapture": Recapture,
     "inpaint": Inpaint,
+    "batch": Batch,
     "warp": Warp,
     "convert": Convert,
     "verify": Verify,

@@ -139,6 +139,19 @@ class Generator(Chosen):
             take = direct(*known, told.context, seed=self.seed, **more)
         return Run(model, settings, take, told, where(begun) if begun else None)
 
+    def check(self, settings: Settings) -> None:
+        """Raises InputError for what is wrong whatever the model."""
+        check(settings)
+        if not 0 <= self.seed < 2**32:  # JAX reads no more of it
+            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^32 - 1")
+        if self.context is not None and (self.prompt or self.negative_prompt is not None):
+            raise InputError(f"{self.context}: holds the prompts; leave --prompt out")
+
+    def asked(self, sizes: Variant) -> tuple[str, str]:
+        """Negative prompt and prompt, where there is no context."""
+        negative = self.negative_prompt
+        return sizes.negative_prompt if negative is None else negative, self.prompt
+
     def prompted(self, prompt: str) -> "Generator":
         """The same with this prompt, unless it has one already."""
         if self.prompt or self.context is not None:
@@ -168,9 +181,6 @@ class Generator(Chosen):
 
     def _checked(self, settings: Settings) -> tuple[Found, int]:
         """The model, and with how many prompts at a time it is asked. Says what may not fit."""
-        check(settings)
-        if not 0 <= self.seed < 2**32:  # JAX reads no more of it
-            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^32 - 1")
         found = self.find()
         prompts = most_prompts(found.sizes, settings)
         if self.context is None:
@@ -183,11 +193,8 @@ class Generator(Chosen):
 
     def _told(self, folder: Path, sizes: Variant) -> Told:
         if self.context is not None:
-            if self.prompt or self.negative_prompt is not None:
-                raise InputError(f"{self.context}: holds the prompts; leave --prompt out")
             context, prompts = text.load_context(self.context, sizes)
             return Told(context, prompts, [])
-        negative = self.negative_prompt
-        prompts = (sizes.negative_prompt if negative is None else negative), self.prompt
+        prompts = self.asked(sizes)
         context, cuts = text.embed_prompts(folder, sizes, prompts)
         return Told(context, prompts, cuts)

@@ -2,24 +2,27 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 from .. import delivery
-from ..director import timed
 from ..model import BUNDLED
-from ..output import output_folder, write_result
-from ..report import RECAPTURE
+from ..report import RECAPTURE, Labels
 from ..settings import Settings
-from .console import report, rounded
 from .generator import Generator, Run
-from .resumption import state_file
+from .job import Material, carry_out
 from .source import Flat, Source
 
 
 @dataclass(frozen=True)
 class Recapture:
     """Show a clip from a new camera: keep what was seen, generate what was not."""
+
+    name: ClassVar[str] = "recapture"
+    labels: ClassVar[Labels] = RECAPTURE
+    coverage: ClassVar[str] = "the new view was seen"
 
     source: Flat[Source] = field(default_factory=Source)
     out: Path = Path("recapture")
@@ -30,45 +33,20 @@ class Recapture:
     settings: Flat[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
-        if self.source.clip is None:
-            self = self._of_the_sample()
-        seconds: dict[str, float] = {}
-        resume = self.generator.resume
-        with state_file(self.out, resume) as state, output_folder(self.out) as folder:
-            with timed(seconds, "read"):
-                clip, shot = self.source.load()
-                truth = delivery.read_truth(self.truth, clip) if self.truth else None
-            run = self.generator.run(shot, self.settings, seconds, state)
-            seconds |= run.take.seconds
-            facts = delivery.measure(run.take, truth)
-            with timed(seconds, "write"):
-                title = self.generator.prompt or clip.path.name
-                shown = self._shown(run, facts)
-                delivery.write_take(folder, clip, run.take, truth, RECAPTURE, title, shown)
-            record = {
-                "command": "recapture",
-                **self.source.described(),
-                **delivery.describe(clip),
-                "truth": self.truth,
-                **self.generator.record(run, shot),
-                **facts,
-                "seconds": rounded(seconds),
-                **delivery.environment(),
-            }
-            write_result(folder, record)
-        report(self.out, facts)
+        carry_out(self if self.source.clip is not None else self._of_the_sample())
 
-    def _of_the_sample(self) -> "Recapture":
-        """Prompt and, from the one camera where it is known, truth of the bundled clip."""
-        sample = json.loads((BUNDLED / "clip.json").read_text())
-        known = (self.source.camera, self.source.amount) == (sample["camera"], None)
-        return dataclasses.replace(
-            self,
-            generator=self.generator.prompted(sample["prompt"]),
-            truth=self.truth or (BUNDLED / "clip_truth.mp4" if known else None),
-        )
+    def check(self) -> None:
+        self.source.check()
+        self.generator.check(self.settings)
 
-    def _shown(self, run: Run, facts: dict) -> dict[str, str]:
+    def read(self) -> Material:
+        clip, shot = self.source.load()
+        return Material(clip, shot, delivery.read_truth(self.truth, clip) if self.truth else None)
+
+    def described(self) -> dict[str, Any]:
+        return {**self.source.described(), "truth": self.truth}
+
+    def shown(self, run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
         shown = {
             "Camera": self.source.camera,
             "Model": run.model.name,
@@ -79,3 +57,13 @@ class Recapture:
         if "psnr_db" in facts:
             shown["Against truth"] = f"{facts['psnr_db']['whole']:.1f} dB"
         return shown
+
+    def _of_the_sample(self) -> "Recapture":
+        """Prompt and, from the one camera where it is known, truth of the bundled clip."""
+        sample = json.loads((BUNDLED / "clip.json").read_text())
+        known = (self.source.camera, self.source.amount) == (sample["camera"], None)
+        return dataclasses.replace(
+            self,
+            generator=self.generator.prompted(sample["prompt"]),
+            truth=self.truth or (BUNDLED / "clip_truth.mp4" if known else None),
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from ..errors import InputError
-from ..geometry.trajectory import TRAJECTORIES
+from ..geometry.trajectory import TRAJECTORIES, trajectory
 from ..model import BUNDLED
 from ..shot import Shot, load_shot
 from ..video import Clip, read_video
@@ -32,11 +32,18 @@ class Source:
     amount: float | None = None
     """How far a named path goes: degrees, or a fraction of the scene's depth."""
 
+    def check(self) -> None:
+        """Raises InputError for what is wrong before the clip is read."""
+        if self.depth is None and self.clip is not None:
+            raise InputError(f"{self.clip}: its depth is needed too; pass --depth FILE.npz")
+        if not self.camera.endswith(".json"):
+            trajectory(self.camera, 1, 1.0, self.amount)
+        elif not Path(self.camera).is_file():
+            raise InputError(f"{self.camera}: cannot read the camera path (no such file)")
+
     def load(self) -> tuple[Clip, Shot]:
         """Raises InputError where a file is missing or unfit."""
         path, depth = self.clip or BUNDLED / "clip.mp4", self.depth
-        if depth is None and self.clip is not None:
-            raise InputError(f"{path}: its depth is needed too; pass --depth FILE.npz")
         clip = read_video(path)
         shot = load_shot(
             clip,

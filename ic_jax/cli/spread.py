@@ -1,13 +1,49 @@
-"""`--devices`: one clip over several devices, cut up no further than their memory asks for."""
+"""Who works on what: one clip over several devices, or clips side by side.
 
+Both are cut up no further than memory asks for.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jaxtyping import PyTree
 
 from ..budget import device_memory, need
 from ..model import Weights, abstract_model
 from ..models.layout import Layout
 from ..models.variants import Variant
-from ..parallel import choose, device_mesh, first_devices, sequence_layout, weight_shardings
+from ..parallel import (
+    MeshShape,
+    OverClips,
+    choose,
+    device_mesh,
+    first_devices,
+    over_clips,
+    over_mesh,
+    replicate,
+    sequence_layout,
+    weight_shardings,
+)
+
+
+class Places(NamedTuple):
+    """How clips run side by side."""
+
+    count: int
+    """Of clips at a time."""
+    devices_each: int
+    layout: Layout
+    """Of the transformer, over the devices of a clip."""
+    shardings: Weights | None
+    """For loading the weights."""
+    place: Callable[[Weights], Weights]
+    """What is then done with them, once."""
+    over: Callable[[Callable[..., PyTree]], OverClips]
+    """Makes a function of one clip one of many."""
 
 
 def spread(folder: Path, sizes: Variant, prompts: int, count: int) -> tuple[Layout, Weights | None]:
@@ -19,14 +55,48 @@ def spread(folder: Path, sizes: Variant, prompts: int, count: int) -> tuple[Layo
     devices = first_devices(count)
     if count == 1:
         return Layout(), None
+    return _on_mesh(folder, sizes, _shape(sizes, {prompts}, devices), devices)
+
+
+def places(
+    folder: Path, sizes: Variant, prompts: set[int], count: int | None, clips: int
+) -> Places:
+    """How so many clips, asked with one prompt or two each, run on `count` devices or on all.
+
+    `pmap` where a device can have a clip and all weights; else a mesh of several for each.
+
+    Raises:
+        InputError: more devices than there are, or not enough memory on them.
+    """
+    devices = first_devices(count)
+    shape = _shape(sizes, prompts, devices, clips) if len(devices) > 1 else MeshShape()
+    each = shape.devices // shape.clips
+    if each == shape.weights == 1:
+        on_all = partial(replicate, devices=devices), partial(over_clips, devices=devices)
+        return Places(shape.clips, each, Layout(), None, *on_all)
+    layout, shardings = _on_mesh(folder, sizes, shape, devices)
+    mesh = device_mesh(shape, sizes.dit.num_heads, devices)
+    return Places(
+        shape.clips, each, layout, shardings, lambda weights: weights, partial(over_mesh, mesh=mesh)
+    )
+
+
+def _shape(
+    sizes: Variant, prompts: set[int], devices: Sequence[jax.Device], clips: int = 1
+) -> MeshShape:
     # Not what is free just now: a run that is taken up again has to find the mesh it began on.
     known = [memory.limit for memory in map(device_memory, devices) if memory is not None]
     # The devices that a CPU pretends to have share the memory of the host.
-    shared = count if devices[0].platform == "cpu" else 1
+    shared = len(devices) if devices[0].platform == "cpu" else 1
     room = min(known, default=2**63) // shared
     rows = gcd(sizes.dit.dim, sizes.dit.ffn_dim)
-    given = {"prompts": prompts, "width": rows}
-    shape = choose(need(sizes, prompts), count, room, sizes.dit.num_heads, **given)
+    given = {"clips": clips, "prompts": min(prompts), "width": rows}
+    return choose(need(sizes, max(prompts)), len(devices), room, sizes.dit.num_heads, **given)
+
+
+def _on_mesh(
+    folder: Path, sizes: Variant, shape: MeshShape, devices: Sequence[jax.Device]
+) -> tuple[Layout, Weights]:
     mesh = device_mesh(shape, sizes.dit.num_heads, devices)
     weights = abstract_model(folder).weights
     return sequence_layout(mesh), weight_shardings(weights, mesh, shape.weights)

@@ -20,6 +20,7 @@ class Warp:
     """Folder of the results. An earlier result is replaced; anything else is left alone."""
 
     def run(self) -> None:
+        self.source.check()
         seconds: dict[str, float] = {}
         with output_folder(self.out) as folder:
             with timed(seconds, "read"):

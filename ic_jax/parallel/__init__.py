@@ -8,8 +8,8 @@ is all that a clip on many devices takes, under `jax.jit` with the layout static
 """
 
 from .choice import Need, choose, per_device
-from .clips import over_clips, over_mesh, replicate
-from .hosts import join, mine
+from .clips import OverClips, over_clips, over_mesh, replicate
+from .hosts import join, mine, part
 from .mesh import MeshShape, check, device_mesh, first_devices
 from .placement import beside, place, weight_shardings
 from .sequence import sequence_layout
@@ -17,6 +17,7 @@ from .sequence import sequence_layout
 __all__ = [
     "MeshShape",
     "Need",
+    "OverClips",
     "beside",
     "check",
     "choose",
@@ -26,6 +27,7 @@ __all__ = [
     "mine",
     "over_clips",
     "over_mesh",
+    "part",
     "per_device",
     "place",
     "replicate",

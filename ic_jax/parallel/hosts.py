@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from threading import Thread
 
 import jax
+import orbax.checkpoint as ocp
 
 from ic_jax.errors import InputError
+
+# Seconds: hosts may have clips of very different lengths.
+_LONG = 30 * 24 * 3600
 
 
 def join(
@@ -104,6 +108,15 @@ def _knock(address: tuple[str, int], timeout: int) -> None:
                     "is process 0 running there, and its port open?"
                 ) from error
             time.sleep(0.2)
+
+
+def part() -> None:
+    """Wait until all hosts have come here; alone it does nothing.
+
+    A host that ended while others work would end them too, minutes later.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+    wait(key="ic-jax: all is done", timeout_ms=1000 * _LONG)
 
 
 def mine(clips: Iterable[str]) -> list[str]:

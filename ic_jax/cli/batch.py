@@ -1,0 +1,156 @@
+"""`ic-jax batch`: many clips on the devices of one host, and shared out among hosts."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import tyro
+from tqdm import tqdm
+
+from .. import text
+from ..budget import check_fits, check_host_fits, device_memory, host_memory
+from ..director import resolve
+from ..model import Model, Weights, calibrated, fingerprint, load_uncalibrated
+from ..output import holds_result
+from ..parallel import join, mine, part
+from ..settings import most_prompts
+from ..tokenizer import load_tokenizer, tokenize
+from .console import note
+from .generator import Chosen, Found, Told
+from .inpaint import Inpaint
+from .job_file import Line, each, read_jobs
+from .source import Flat
+from .spread import Places, places
+from .studio import Studio
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Make many clips with one model, which is loaded once.
+
+    Every device has a clip of its own, or every few where one has too little memory. What --out
+    holds already is not made again: a run that was stopped goes on by the same command. Exit
+    code 1 if some jobs failed, 2 if none was tried.
+    """
+
+    jobs: tyro.conf.Positional[Path]
+    """A job in each line: {"command": "recapture", "clip": "a.mp4", "depth": "a.npz", ...}."""
+    out: Path = Path("batch")
+    """Folder of the results, one folder for each, named by its "out" or else by its clip."""
+    chosen: Flat[Chosen] = field(default_factory=Chosen)
+    devices: int | None = None
+    """Devices of this host to use; without it, all."""
+    pod: bool = False
+    """Share the jobs with all hosts of this TPU pod, SLURM job or Kubernetes job."""
+    coordinator: str | None = None
+    """Share them with hosts that JAX does not find by itself: host:port of process 0."""
+    num_processes: int | None = None
+    """How many processes there are then."""
+    process_id: int | None = None
+    """Which of them this is."""
+
+    def run(self) -> None:
+        self._join()
+        lines, found = read_jobs(self.jobs, self.out), self.chosen.find()
+        lines = self._resolved(lines, found)
+        own = set(mine(line.name for line in lines))
+        lines = [line for line in lines if line.name in own]
+        left = [line for line in lines if not holds_result(line.job.out, "batch", line.record)]
+        failed = 0
+        if left:
+            with _stopped_in_one_line():
+                failed = self._make(left, found)
+        print(
+            f"made {len(left) - failed}, failed {failed}, "
+            f"there before {len(lines) - len(left)}; results in {self.out}/"
+        )
+        part()
+        if failed:
+            sys.exit(1)
+
+    def _join(self) -> None:
+        cluster = self.coordinator, self.num_processes, self.process_id
+        if self.pod or cluster != (None, None, None):
+            join(*cluster)
+
+    def _resolved(self, lines: Sequence[Line], found: Found) -> list[Line]:
+        """With all settings, which depend on the model, though not on its weights."""
+        sizes = found.sizes
+        model = Model(found.name, sizes, Weights(vae={}, dit={}), found.calibration)
+        common = {
+            "model": [found.name, fingerprint(found.folder)],
+            "calibration": str(self.chosen.calibration or "the model's own"),
+            "size": [sizes.frames, sizes.height, sizes.width],
+        }
+
+        def resolved(line: Line) -> Line:
+            settings = resolve(line.job.settings, model, isinstance(line.job, Inpaint))
+            generator = dataclasses.replace(line.job.generator, **vars(self.chosen))
+            if generator.context is not None:
+                text.load_context(generator.context, sizes)
+            job = dataclasses.replace(line.job, generator=generator, settings=settings)
+            return line._replace(job=job, record=line.record | common)
+
+        return each(lines, lambda line: line.where, resolved)
+
+    def _make(self, lines: list[Line], found: Found) -> int:
+        """Makes jobs; returns how many failed."""
+        alike: dict[tuple, list[Line]] = {}
+        for line in lines:
+            alike.setdefault((line.job.name, line.job.settings), []).append(line)
+        where = self._places(list(alike.values()), found)
+        told = _told(lines, found)
+        model = load_uncalibrated(found.folder, where.shardings)._replace(variant=found.sizes)
+        model = calibrated(model, found.calibration, found.where)
+        model = model._replace(weights=where.place(model.weights))
+        with tqdm(total=len(lines), unit="clip", leave=False) as bar:
+            studio = Studio(model, where, told, bar)
+            return sum(studio.make(some) for some in alike.values())
+
+    def _places(self, alike: Sequence[Sequence[Line]], found: Found) -> Places:
+        """Says what may not fit, and refuses what cannot."""
+        jobs = [line.job for lines in alike for line in lines]
+        prompts = {most_prompts(found.sizes, job.settings) for job in jobs}
+        if any(job.generator.context is None for job in jobs):
+            check_host_fits(found.name, found.sizes, host_memory())
+        where = places(found.folder, found.sizes, prompts, self.devices, max(map(len, alike)))
+        if where.count * where.devices_each == 1:
+            memory = device_memory(jax.local_devices()[0])
+            if warning := check_fits(found.name, found.sizes, max(prompts), memory):
+                note(warning)
+        return where
+
+
+def _told(lines: Sequence[Line], found: Found) -> dict[str, Told]:
+    """What each job tells the generator; every text is encoded once."""
+    sizes, generators = found.sizes, {line.name: line.job.generator for line in lines}
+    asked = {name: g.asked(sizes) for name, g in generators.items() if g.context is None}
+    told = {
+        name: Told(*text.load_context(g.context, sizes), [])
+        for name, g in generators.items()
+        if g.context is not None
+    }
+    if not asked:
+        return told
+    texts = list(dict.fromkeys(text for pair in asked.values() for text in pair))
+    context = jax.device_get(text.embed_prompts(found.folder, sizes, texts).context)
+    tokenizer = load_tokenizer(found.folder, sizes.umt5)
+    cuts = [tokenize(tokenizer, each, sizes.dit.text_len).cut for each in texts]
+    for name, pair in asked.items():
+        which = [texts.index(each) for each in pair]
+        told[name] = Told(context[which], pair, [cuts[n] for n in which if cuts[n]])
+    return told
+
+
+@contextmanager
+def _stopped_in_one_line() -> Iterator[None]:
+    """What was made stays, unlike in other commands."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("stopped; the same command goes on with the jobs that are left")
+        sys.exit(130)

@@ -1,0 +1,101 @@
+"""What `recapture`, `inpaint` and every line of a batch are: a clip read, directed, delivered."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from .. import delivery
+from ..director import Footage, timed
+from ..output import output_folder, write_result
+from ..report import Labels
+from ..settings import Settings
+from ..video import Clip
+from .console import report, rounded
+from .generator import Generator, Run
+from .resumption import state_file
+
+
+class Material(NamedTuple):
+    """What a job's files hold."""
+
+    clip: Clip
+    footage: Footage
+    truth: UInt8[np.ndarray, "t h w 3"] | None = None
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A command that makes a clip."""
+
+    name: ClassVar[str]
+    labels: ClassVar[Labels]
+    coverage: ClassVar[str]
+    """What of which share was observed."""
+    out: Path
+    generator: Generator
+    settings: Settings
+
+    def check(self) -> None:
+        """Raises InputError for what is wrong before any clip is read."""
+        ...
+
+    def read(self) -> Material:
+        """Raises InputError where a file is missing or unfit."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """The options that are its own, as result.json records them."""
+        ...
+
+    def shown(self, run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
+        """What the contact sheet says of it."""
+        ...
+
+
+def carry_out(job: Job) -> None:
+    """A job on its own, from its files to its folder and one line on the terminal.
+
+    Raises:
+        InputError: bad input; nothing was written.
+    """
+    job.check()
+    seconds: dict[str, float] = {}
+    with state_file(job.out, job.generator.resume) as state, output_folder(job.out) as folder:
+        with timed(seconds, "read"):
+            material = job.read()
+        run = job.generator.run(material.footage, job.settings, seconds, state)
+        facts = deliver(job, folder, material, run, seconds)
+    report(job.out, facts, job.coverage)
+
+
+def deliver(
+    job: Job,
+    folder: Path,
+    material: Material,
+    run: Run,
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any] = {},
+) -> dict[str, Any]:
+    """Writes all files of a result, and `more` into its record; returns what was measured."""
+    clip, footage, truth = material
+    took = {**seconds, **run.take.seconds}
+    facts = delivery.measure(run.take, truth)
+    with timed(took, "write"):
+        title = job.generator.prompt or clip.path.name
+        shown = job.shown(run, facts)
+        delivery.write_take(folder, clip, run.take, truth, job.labels, title, shown)
+    record = {
+        "command": job.name,
+        **job.described(),
+        **delivery.describe(clip),
+        **job.generator.record(run, footage),
+        **facts,
+        "seconds": rounded(took),
+        **delivery.environment(),
+        **more,
+    }
+    write_result(folder, record)
+    return facts

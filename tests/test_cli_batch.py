@@ -1,0 +1,265 @@
+"""Many clips: each as it is alone, each once, and one clear line for each that cannot be made."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_folder import NAME, write_tiny
+from tiny_model import TINY, tiny_context, tiny_weights
+
+from ic_jax.batch import begin, side_by_side, window
+from ic_jax.budget import Memory, need
+from ic_jax.cli import spread
+from ic_jax.cli.batch import Batch
+from ic_jax.cli.spread import places
+from ic_jax.director import direct, resolve
+from ic_jax.edit import Edit
+from ic_jax.geometry.camera import intrinsics_from_fov
+from ic_jax.model import Model
+from ic_jax.models.variants import VARIANTS
+from ic_jax.parallel import MeshShape, per_device
+from ic_jax.settings import Settings
+from ic_jax.video import read_video, write_video
+
+HERE = Path(__file__).parent
+HEIGHT, WIDTH = 20, 36
+SMALL = "--frames", 9, "--devices", 2
+MODEL = Model(NAME, TINY.resized(9, None, None), tiny_weights(), {})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def here(written, tmp_path, monkeypatch):
+    """A folder with a model, clips of two lengths, a mask and depth."""
+    monkeypatch.setitem(VARIANTS, NAME, TINY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(written)
+    for name, frames in ("short", 9), ("long", 12):
+        noise = np.random.default_rng(frames).integers(0, 256, (frames, HEIGHT, WIDTH, 3), np.uint8)
+        write_video(f"{name}.mp4", noise, Fraction(8))
+    white = np.zeros((HEIGHT, WIDTH), np.uint8)
+    white[5:12, 10:30] = 255
+    Image.fromarray(white).save("mask.png")
+    lens = np.asarray(intrinsics_from_fov(60.0, HEIGHT, WIDTH))
+    depth = np.full((9, HEIGHT, WIDTH), 3.0, np.float32)
+    np.savez("depth.npz", depth=depth, kind="metric", intrinsics=lens)
+    return tmp_path
+
+
+def edit(**options):
+    return {"command": "inpaint", "clip": "short.mp4", "mask": "mask.png", "steps": 2, **options}
+
+
+def view(**options):
+    return {
+        "command": "recapture",
+        "clip": "short.mp4",
+        "depth": "depth.npz",
+        "steps": 2,
+        **options,
+    }
+
+
+def write_jobs(*jobs):
+    Path("jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+
+
+@pytest.fixture
+def batch(here, run):
+    """Runs the command on these jobs."""
+
+    def call(*jobs):
+        write_jobs(*jobs)
+        return run("batch", "jobs.jsonl", "--model", "model", "--out", "out", *SMALL)
+
+    return call
+
+
+def footage(frames, seed):
+    rng = np.random.default_rng(seed)
+    keep = rng.uniform(size=(frames, HEIGHT, WIDTH)) < 0.7
+    return Edit(rng.integers(0, 256, (frames, HEIGHT, WIDTH, 3), np.uint8), keep)
+
+
+# Alone on each of two devices, with an odd one; and each on two devices of a mesh of four.
+@pytest.mark.parametrize("devices, lengths", [(2, (12, 5, 9)), (4, (9, 12))])
+def test_a_clip_is_what_it_is_alone(here, devices, lengths):
+    settings = resolve(Settings(steps=2), MODEL, editing=True)
+    where = places(here / "model", MODEL.variant, {2}, devices, len(lengths))
+    assert (where.count, where.devices_each) == (2, devices // 2)
+    placed = MODEL._replace(weights=where.place(on_devices(where)))
+    reels = [
+        begin(MODEL, str(n), footage(frames, n), np.asarray(tiny_context(n)), seed=n)
+        for n, frames in enumerate(lengths)
+    ]
+    run = where.over(window(MODEL.variant, settings, where.layout))
+    takes = dict(side_by_side(placed, settings, reels, run, where.count))
+    assert takes.keys() == {str(n) for n in range(len(lengths))}
+    for n, frames in enumerate(lengths):
+        alone = direct(MODEL, settings, footage(frames, n), tiny_context(n), seed=n)
+        made = takes[str(n)].generated
+        assert made.shape == (frames, HEIGHT, WIDTH, 3)
+        # Equal to 1e-5 in [-1, 1]: few bytes round to a neighbour, and none further.
+        off = np.abs(made.astype(int) - alone.generated)
+        assert off.max() <= 1 and off.mean() < 1e-3
+
+
+def on_devices(where):
+    if where.shardings is None:
+        return MODEL.weights
+    known = where.shardings._replace(calibration=MODEL.weights.calibration)
+    return jax.tree.map(jax.device_put, MODEL.weights, known)
+
+
+def test_a_batch_is_made_once_and_what_fails_is_one_line(here, batch, run):
+    Path("damaged.mp4").write_bytes(Path("short.mp4").read_bytes()[:400])
+    jobs = [
+        edit(clip="long.mp4", seed=3, prompt="a red ball"),
+        edit(out="other", negative_prompt="a blue ball"),
+        view(camera="zoom_out", amount=0.2),
+        edit(clip="damaged.mp4"),
+    ]
+    code, stdout, stderr = batch(*jobs)
+    assert code == 1 and "made 3, failed 1, there before 0" in stdout, stderr
+    (line,) = [line for line in stderr.replace("\r", "\n").split("\n") if "line 4" in line]
+    assert line.startswith("ic-jax: jobs.jsonl, line 4: damaged.mp4: ")
+    assert {path.name for path in (here / "out").iterdir()} == {"long", "other", "short"}
+
+    record = json.loads((here / "out" / "long" / "result.json").read_text())
+    assert record["seed"] == 3 and record["prompt"] == "a red ball" and record["frames"] == 12
+    assert record["windows"] == [[0, 9], [4, 12]] and record["batch"]["job"] == jobs[0]
+    options = "--mask", "mask.png", "--seed", 3, "--prompt", "a red ball", "--steps", 2
+    more = "--model", "model", "--frames", 9, "--out", "alone"
+    assert run("inpaint", "long.mp4", *options, *more)[0] == 0
+    assert {path.name for path in (here / "alone").iterdir()} == set(record["files"])
+    made, alone = (
+        read_video(here / folder / "generated.mp4").frames.astype(int)
+        for folder in ("out/long", "alone")
+    )
+    # The rounding of another program, and then of the video codec.
+    assert np.abs(made - alone).max() <= 4 and np.abs(made - alone).mean() < 0.1
+
+    Path("damaged.mp4").write_bytes(Path("short.mp4").read_bytes())
+    jobs[1]["seed"] = 5
+    code, stdout, stderr = batch(*jobs)
+    assert code == 0 and "made 2, failed 0, there before 2" in stdout, stderr
+    code, stdout, _ = batch(*jobs)
+    assert code == 0 and "made 0, failed 0, there before 4" in stdout
+
+
+def test_two_hosts_make_each_clip_once(here):
+    write_jobs(*(edit(out=name, steps=1) for name in "cab"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = "--xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent)}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "loopback_batch.py"), "batch", "jobs.jsonl"]
+            + ["--model", "model", "--frames", "9", "--devices", "1", "--coordinator", address]
+            + ["--num-processes", "2", "--process-id", str(n)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(2)
+    ]
+    try:
+        said = [host.communicate(timeout=560)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0]
+    shares = [text.split(";")[0] for text in said]
+    assert shares == ["made 2, failed 0, there before 0", "made 1, failed 0, there before 0"]
+    assert {path.name for path in (here / "batch").iterdir()} == set("abc")
+
+
+@pytest.mark.parametrize(
+    "job, complaint",
+    [
+        (edit(command="repaint"), "command is 'repaint'; give recapture or inpaint"),
+        (edit(promt="a ball"), "unknown 'promt'; did you mean prompt?"),
+        (edit(depth="depth.npz"), "unknown 'depth'"),
+        (edit(model="model"), "model is the same for all jobs; give it on the command line"),
+        (edit(steps="20"), 'steps is "20"; give a whole number or null'),
+        (edit(seed=True), "seed is true; give a whole number"),
+        (edit(seed=-1), "--seed is -1"),
+        (edit(steps=0), "--steps is 0; give a number from 1 to 1000"),
+        (edit(solver="heun"), "unknown --solver 'heun'"),
+        (edit(clip="absent.mp4"), "clip: absent.mp4: no such file or folder"),
+        (edit(clip=None), "has no clip"),
+        (edit(mask=None), "what is to be made anew?"),
+        (view(depth=None), "its depth is needed too"),
+        (view(camera="sideways"), "unknown camera path 'sideways'"),
+        (view(camera="path.json"), "path.json: cannot read the camera path"),
+        (edit(context="mask.png"), "mask.png: is no file that `ic-jax embed` wrote"),
+        (edit(out="../elsewhere"), "out is '../elsewhere'; give a plain name"),
+        (edit(out="fine"), "out is 'fine', as in jobs.jsonl, line 1; give one of them another"),
+        (edit(out="letters"), "letters: holds files that are not an earlier result"),
+        (["inpaint"], "is no JSON object"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_that_cannot_be_made_keeps_all_from_being_begun(here, batch, job, complaint):
+    (here / "out" / "letters").mkdir(parents=True)
+    (here / "out" / "letters" / "letter.txt").write_text("dear")
+    code, stdout, stderr = batch(edit(out="fine"), job, edit(out="also_fine"))
+    assert code == 2 and stdout == ""
+    first, last = stderr.strip().split("\n")
+    assert first.startswith("ic-jax: jobs.jsonl, line 2: ") and complaint in first
+    assert last == "ic-jax: 1 of 3 jobs cannot be run; nothing was written"
+    assert [path.name for path in (here / "out").iterdir()] == ["letters"]
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (None, "jobs.jsonl: cannot be read (No such file or directory)"),
+        (b"\n\n", "jobs.jsonl: holds no job"),
+        (b"\xff", "jobs.jsonl: cannot be read (is no text)"),
+        (b"{", "jobs.jsonl, line 1: is not JSON"),
+    ],
+)
+def test_a_file_without_jobs_is_refused(here, run, content, complaint):
+    if content is not None:
+        Path("jobs.jsonl").write_bytes(content)
+    code, stdout, stderr = run("batch", "jobs.jsonl", "--model", "model", *SMALL)
+    assert code == 2 and stdout == "" and complaint in stderr
+    assert not (here / "batch").exists()
+
+
+def test_a_batch_that_is_stopped_keeps_what_was_made(here, batch, monkeypatch):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Batch, "_make", stop)
+    code, stdout, stderr = batch(edit())
+    assert code == 130 and stdout == ""
+    assert "ic-jax: stopped; the same command goes on with the jobs that are left" in stderr
+
+
+def test_clips_share_devices_and_weights_only_as_far_as_they_must(here, monkeypatch):
+    given = here / "model", MODEL.variant, {2}
+    many, few = places(*given, None, 1000), places(*given, 8, 3)
+    assert (many.count, many.devices_each, many.shardings) == (8, 1, None)
+    assert (few.count, few.devices_each) == (2, 4)
+    cut = per_device(need(MODEL.variant, 2), MeshShape(clips=8, weights=8))
+    # The devices of a CPU share the memory of their host.
+    monkeypatch.setattr(spread, "device_memory", lambda device: Memory(8 * cut, 8 * cut))
+    tight = places(*given, None, 1000)
+    assert (tight.count, tight.devices_each) == (8, 1)
+    assert not all(where.is_fully_replicated for where in jax.tree.leaves(tight.shardings))
