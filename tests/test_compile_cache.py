@@ -14,7 +14,7 @@ from ic_jax.video import write_video
 
 LEAST = "jax_persistent_cache_min_compile_time_secs"
 FOLDER = "jax_compilation_cache_dir"
-PROGRAMS = "observe", "prepare", "refresh", "proceed", "finish"
+PROGRAMS = "observe", "prepare", "refresh", "proceed", "finish_bytes"
 
 
 @pytest.fixture
