@@ -130,11 +130,12 @@ def _phases(sizes: Variant, calls: int, itemsize: int) -> dict[str, Phase]:
     tokens = cost.dit_memory(sizes.dit, grid, calls, itemsize)
     block = cost.block_memory(sizes.dit, itemsize)
     text = cost.prepared_memory(sizes.dit, calls, itemsize)
+    rows = sizes.height, grid[1]
     return {
         "fill": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, 0),
-        "encode": Phase((_GEOMETRY + _OBSERVED) * plane, encode, sizes.height),
+        "encode": Phase((_GEOMETRY + _OBSERVED) * plane, encode, rows),
         "sample": Phase(_OBSERVED * plane + text + block, tokens),
-        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, sizes.height),
+        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, rows),
     }
 
 

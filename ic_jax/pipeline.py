@@ -31,7 +31,7 @@ from .latent_mask import MASKS, Encode, LatentMask, Measurement, Operator, fitti
 from .model import Weights
 from .models import wan_vae
 from .models.clip_vision import encode_image
-from .models.layout import Layout
+from .models.layout import Layout, Place
 from .models.variants import Variant
 from .models.wan_dit import Prepared
 from .sampling import caching
@@ -273,7 +273,7 @@ def _encode(
     sizes: Variant, weights: Weights, layout: Layout, clip: Float[Array, "t h w 3"]
 ) -> Float[Array, "t2 h2 w2 c"]:
     given = sizes.vae, weights.vae, layout.whole(clip[None])
-    return layout.whole(wan_vae.encode(*given, chunk=sizes.chunk, place=layout.rows))[0]
+    return layout.whole(wan_vae.encode(*given, chunk=sizes.chunk, place=_rows(sizes, layout)))[0]
 
 
 def _decode(
@@ -285,4 +285,8 @@ def _decode(
 ) -> Shaped[Array, "t2 h2 w2 3"]:
     chunk = sizes.chunk and sizes.chunk // sizes.vae.temporal_factor
     given = sizes.vae, weights.vae, layout.whole(latent[None])
-    return layout.whole(decode(*given, chunk=chunk, place=layout.rows))[0]
+    return layout.whole(decode(*given, chunk=chunk, place=_rows(sizes, layout)))[0]
+
+
+def _rows(sizes: Variant, layout: Layout) -> Place:
+    return partial(layout.rows, latent_rows=sizes.height // sizes.vae.spatial_factor)

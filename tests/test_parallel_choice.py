@@ -40,7 +40,7 @@ def test_what_devices_share_is_divided_and_the_largest_part_of_a_run_counts():
     need = Need(0, 0, GIB, (Phase(3 * GIB, 0), Phase(GIB, 16 * GIB)))
     asked = [per_device(need, MeshShape(1, 2, n)) for n in (1, 2, 8)]
     assert asked == [10 * GIB, 6 * GIB, 4 * GIB]
-    rows = need._replace(phases=(Phase(GIB, 15 * GIB, 480),))
+    rows = need._replace(phases=(Phase(GIB, 15 * GIB, (480, 60)),))
     assert [per_device(rows, MeshShape(sequence=n)) for n in (3, 7)] == [7 * GIB, 17 * GIB]
 
 

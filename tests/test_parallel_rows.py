@@ -1,6 +1,7 @@
 """Devices that share the rows of a clip's frames encode and decode what one device does."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +17,19 @@ from ic_jax.parallel import MeshShape, device_mesh, sequence_layout
 from ic_jax.pipeline import Scene
 from ic_jax.settings import Settings
 
-# Six rows of latents, which eight devices do not divide as they do those of frames.
+# Six rows of latents, which four devices do not divide as they do those of frames.
 SIZES = replace(TINY, frames=9, height=48, width=16)
 SETTINGS = Settings(latent_mask="mean")
 KEY = jax.random.key(0)
-SHAPES = [MeshShape(prompts=2, sequence=4), MeshShape(sequence=3)]
+SHAPES = [MeshShape(prompts=2, sequence=2), MeshShape(sequence=3)]
 
 
-def observe(layout, weights, scene):
-    return pipeline.observe(SIZES, SETTINGS, weights, scene, scene, KEY, layout)
+def observe(layout, weights, scene, sizes=SIZES):
+    return pipeline.observe(sizes, SETTINGS, weights, scene, scene, KEY, layout)
 
 
-def finish(layout, weights, state):
-    return pipeline.finish(SIZES, weights, state, layout)
+def finish(layout, weights, state, sizes=SIZES):
+    return pipeline.finish(sizes, weights, state, layout)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,11 @@ def weights():
 
 @pytest.fixture(scope="module")
 def scene():
-    shape = SIZES.frames, SIZES.height, SIZES.width
+    return random_scene(SIZES)
+
+
+def random_scene(sizes):
+    shape = sizes.frames, sizes.height, sizes.width
     clip = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
     seen = np.ones(shape, np.float32)
     seen[:, 20:40, 4:12] = 0
@@ -80,4 +85,21 @@ def test_what_is_decoded_on_many_devices_is_what_one_decodes(weights, shape):
 def test_rows_that_do_not_divide_stay_where_they_are():
     layout = sequence_layout(device_mesh(MeshShape(sequence=5), SIZES.dit.num_heads))
     frames = jnp.zeros((1, 1, SIZES.height, 2, 3))
-    assert layout.rows(frames) is frames
+    assert layout.rows(frames, 6) is frames
+
+
+# Shared all the same, the first were decoded wrongly, and the second encoded.
+@pytest.mark.parametrize(
+    "height, shape",
+    [(16, MeshShape(prompts=2, sequence=2)), (32, MeshShape(prompts=2, sequence=4))],
+    ids=str,
+)
+def test_too_few_rows_come_to_what_one_device_makes(weights, height, shape):
+    sizes = replace(SIZES, frames=1, height=height)
+    scene, state = random_scene(sizes), pipeline.begin(sizes, SETTINGS, KEY)[0]
+    for function, *given in (observe, weights, scene), (finish, weights, state):
+        function = partial(function, sizes=sizes)
+        found, _ = shared(shape, function, *given)
+        expected = jax.jit(lambda *given: function(Layout(), *given))(*given)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)

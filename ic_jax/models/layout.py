@@ -11,7 +11,16 @@ Place = Callable[[Shaped[Array, "b ..."]], Shaped[Array, "b ..."]]
 """The same array with a sharding constraint."""
 
 
+Rows = Callable[[Shaped[Array, "b t h w c"], int], Shaped[Array, "b t h w c"]]
+"""A place for the rows of frames or latents, given how many rows the latents have."""
+
+
 def anywhere(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """Leave it where it is."""
+    return x
+
+
+def unshared(x: Shaped[Array, "b t h w c"], latent_rows: int) -> Shaped[Array, "b t h w c"]:
     """Leave it where it is."""
     return x
 
@@ -30,7 +39,7 @@ class Layout:
     """Tokens to text, and to an image."""
     place: Place = anywhere
     """The residual stream of the transformer before every block."""
-    rows: Place = anywhere
-    """Frames and latents that the autoencoder works on, (b, t, h, w, c): devices share rows."""
+    rows: Rows = unshared
+    """Frames and latents that the autoencoder works on: devices share rows."""
     whole: Place = anywhere
     """The same before and after it: outside, every device has all of a clip."""

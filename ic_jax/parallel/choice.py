@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ic_jax.errors import InputError
 
-from .mesh import MeshShape, axis_sizes, weight_axes
+from .mesh import MeshShape, axis_sizes, shares_rows, weight_axes
 
 _GIB = 1 << 30
 
@@ -16,12 +16,13 @@ class Phase(NamedTuple):
     """What every device of a clip has: its pixels, the text."""
     shared: int
     """What they divide: tokens of the transformer, rows of the autoencoder's frames."""
-    parts: int = 0
-    """How many rows there are, which as many devices as divide them share; 0 for any."""
+    rows: tuple[int, int] | None = None
+    """Those of frames and of latents, if it is these that devices share: not all can."""
 
     def per_device(self, devices: int) -> int:
         """Those on each of the devices of a clip."""
-        return self.whole + self.shared // (1 if self.parts % devices else devices)
+        alone = self.rows is not None and not shares_rows(devices, *self.rows)
+        return self.whole + self.shared // (1 if alone else devices)
 
 
 class Need(NamedTuple):

@@ -16,6 +16,9 @@ CLIPS, PROMPTS, RING, ULYSSES = AXES = "clips", "prompts", "ring", "ulysses"
 TOKENS = RING, ULYSSES
 """The axes that one clip's tokens are spread over."""
 
+# Rows of the autoencoder's convolutions.
+_WINDOW = 3
+
 
 class MeshShape(NamedTuple):
     """What is shared by how many devices, of which there are clips × prompts × sequence."""
@@ -55,6 +58,17 @@ def weight_axes(sizes: Mapping[str, int]) -> dict[int, tuple[str, ...]]:
     for some in chain.from_iterable(combinations(inner, n) for n in range(len(inner) + 1)):
         found.setdefault(prod(sizes[axis] for axis in some), tuple(reversed(some)))
     return dict(sorted(found.items()))
+
+
+def shares_rows(devices: int, rows: int, latent_rows: int) -> bool:
+    """Whether devices can share so many rows of frames or latents, of so many rows of latents.
+
+    JAX takes no constraint that does not divide. And where a convolution makes fewer rows than
+    its window has, or than there are devices, XLA (of jaxlib 0.10) can cut the window instead of
+    the rows, and add up what is there several times: the result is multiplied by a whole number.
+    The autoencoder's convolutions make no fewer rows than the latents have.
+    """
+    return rows % devices == 0 and latent_rows >= max(devices, _WINDOW)
 
 
 def check(shape: MeshShape, heads: int, available: int) -> None:

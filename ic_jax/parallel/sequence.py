@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from ic_jax.models.attention import attention
 from ic_jax.models.layout import Layout
 
-from .mesh import PROMPTS, RING, TOKENS, ULYSSES
+from .mesh import PROMPTS, RING, TOKENS, ULYSSES, shares_rows
 from .ring import ring_attention
 
 
@@ -85,10 +85,12 @@ def _place(mesh: Mesh, tokens: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     return padded[:, : tokens.shape[1]]
 
 
-def _share_rows(mesh: Mesh, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """Among all devices of a clip, where they divide: JAX takes no other constraint."""
+def _share_rows(
+    mesh: Mesh, x: Float[Array, "b t h w c"], latent_rows: int
+) -> Float[Array, "b t h w c"]:
+    """Among all devices of a clip, where they can."""
     axes = PROMPTS, *TOKENS
-    if x.shape[2] % prod(mesh.shape[axis] for axis in axes):
+    if not shares_rows(prod(mesh.shape[axis] for axis in axes), x.shape[2], latent_rows):
         return x
     over_rows = NamedSharding(mesh, PartitionSpec(None, None, axes))
     return jax.lax.with_sharding_constraint(x, over_rows)
