@@ -1,13 +1,15 @@
 """Softmax attention in plain XLA that never holds a large score matrix."""
 
+from math import ceil
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Scores held at once, as float32: up to 64 MiB in one go, and beyond that chunks of 8 MiB,
+# Scores held at once, as float32: up to 64 MiB in one go, and beyond that chunks of 4 MiB,
 # which stay near the cores of a CPU.
 _WHOLE = 1 << 24
-_CHUNK = 1 << 21
+_CHUNK = 1 << 20
 
 
 def chunked(
@@ -18,26 +20,29 @@ def chunked(
     The softmax is float32, and so are products of 16-bit inputs until they are summed.
     """
     q = q * q.shape[-1] ** -0.5
-    batch, queries, heads, _ = q.shape
+    batch, queries, heads, width = q.shape
     keys = k.shape[1]
     if batch * heads * queries * keys <= _WHOLE:
-        return _attend(q, k, v)
+        return jax.vmap(jax.vmap(_one_head, in_axes=1, out_axes=1))(q, k, v)
     # Rematerialised, or the backward pass would keep the scores of every chunk.
-    attend = jax.checkpoint(lambda row, k, v: _attend(row[None, None, None], k, v)[0, 0, 0])
+    attend = jax.checkpoint(_one_head)
+    size = ceil(queries / ceil(queries * keys / _CHUNK))
 
-    def one_head(arrays):
+    def by_chunks(arrays):
         q, k, v = arrays
-        k, v = k[None, :, None], v[None, :, None]
-        return jax.lax.map(lambda row: attend(row, k, v), q, batch_size=max(1, _CHUNK // keys))
+        chunks = jnp.pad(q, ((0, -queries % size), (0, 0))).reshape(-1, size, width)
+        return jax.lax.map(lambda some: attend(some, k, v), chunks).reshape(-1, width)[:queries]
 
-    by_head = lambda x: jnp.moveaxis(x, 2, 1).reshape(batch * heads, *x.shape[1::2])
-    out = jax.lax.map(one_head, (by_head(q), by_head(k), by_head(v)))
-    return jnp.moveaxis(out.reshape(batch, heads, queries, -1), 1, 2)
+    heads_first = lambda x: jnp.moveaxis(x, 2, 1).reshape(batch * heads, *x.shape[1::2])
+    out = jax.lax.map(by_chunks, (heads_first(q), heads_first(k), heads_first(v)))
+    return jnp.moveaxis(out.reshape(batch, heads, queries, width), 1, 2)
 
 
-def _attend(
-    q: Float[Array, "b l h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
-) -> Float[Array, "b l h d"]:
-    scores = jnp.einsum("blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    return jnp.einsum("bhlm,bmhd->blhd", weights, v)
+def _one_head(
+    q: Float[Array, "l d"], k: Float[Array, "m d"], v: Float[Array, "m d"]
+) -> Float[Array, "l d"]:
+    scores = jnp.einsum("ld,md->lm", q, k, preferred_element_type=jnp.float32)
+    shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    out = jnp.einsum("lm,md->ld", shares.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # Divided last: there are fewer values than scores.
+    return (out / shares.sum(-1, keepdims=True)).astype(v.dtype)
