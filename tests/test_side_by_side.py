@@ -56,7 +56,7 @@ def test_layouts_use_every_chip_and_fit(model, name):
     sizes, machine = VARIANTS[model], scaling.MACHINES[name]
     for shape in scaling.layouts(sizes, machine):
         assert shape.devices == machine.chips
-        needed = scaling.need(sizes, shape.prompts * shape.sequence)
+        needed = scaling.need(sizes, scaling.PROMPTS)
         room = scaling.CHIPS[machine.chip].memory
         assert scaling.per_device(needed, shape) <= scaling.USABLE * room
 
