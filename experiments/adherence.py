@@ -2,9 +2,10 @@
 
     python -m experiments.adherence
 
-writes experiments/results/adherence.md, .json and .png. A third of the tasks chooses the guidance,
-the others report it. Every edit's result is kept under .data/adherence, so that a run
-that was cut off goes on where it stopped.
+writes experiments/results/adherence.md, .json and .png. Every task is done twice, with the object's
+shadow under the mask and with the object alone. A third of the tasks chooses the guidance, the
+others report it. Every edit's result is kept under .data/adherence, so that a run that was cut off
+goes on where it stopped.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ from experiments.adherence_report import (
     OLD,
     Facts,
     Guidance,
+    Part,
     best_guidance,
     report,
 )
@@ -178,19 +180,20 @@ def fingerprint(study: Study) -> str:
     digest = hashlib.sha256(repr(recipe).encode())
     boxes, captions = zip(*((task.boxes, task.captions) for task in study.tasks))
     digest.update(repr(captions).encode())
-    everything = study.model.weights, study.judge, study.contexts, boxes
+    masks = [task.regenerate for task in study.tasks]
+    everything = study.model.weights, study.judge, study.contexts, boxes, masks
     for leaf in jax.tree.leaves(everything):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:12]
 
 
 def prepare(arguments: Arguments) -> Study:
-    """The model, the judge, the tasks and their prompts' embeddings."""
+    """The model, the judge, the tasks with wide masks and their prompts' embeddings."""
     model = load_model(arguments.model)
     sizes = model.variant
     judge = classifier.trained(model, arguments.data)
     size = sizes.frames, sizes.height, sizes.width
-    tasks = list(edit_tasks(arguments.data / "edits", arguments.tasks, *size))
+    tasks = list(edit_tasks(arguments.data / "edits", arguments.tasks, *size, shadow=True))
     prompts = ["", *sorted({caption for task in tasks for caption in task.captions})]
     embedded = embed_prompts(find_model(arguments.model), sizes, prompts)
     contexts = dict(zip(prompts, np.asarray(embedded.context), strict=True))
@@ -202,6 +205,15 @@ def prepare(arguments: Arguments) -> Study:
     )
     check(settings)
     return Study(model, judge, tasks, contexts, settings)
+
+
+def without_shadows(study: Study, data: Path) -> Study:
+    """The same study with masks around the objects alone."""
+    sizes = study.model.variant
+    size = sizes.frames, sizes.height, sizes.width
+    return study._replace(
+        tasks=list(edit_tasks(data / "edits", len(study.tasks), *size, shadow=False))
+    )
 
 
 def judge_the_judge(study: Study, data: Path) -> dict[str, list]:
@@ -260,26 +272,38 @@ def facts(arguments: Arguments) -> Facts:
     return Facts(f"python -m experiments.adherence {given}".strip(), sampler, trained)
 
 
-def main(arguments: Arguments) -> None:
-    study = prepare(arguments)
-    folder = arguments.data / "adherence" / fingerprint(study)
+def run(study: Study, data: Path) -> tuple[Part, Path]:
+    """Choose the guidance, then report it; also says where every edit is kept."""
+    folder = data / "adherence" / fingerprint(study)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def run(numbers: range, arms: Sequence[Arm]) -> list[dict]:
+    def records(numbers: range, arms: Sequence[Arm]) -> list[dict]:
         bar = tqdm(numbers, desc="tasks", mininterval=5)
         return [one.record for n in bar for one in kept(folder, study, n, arms)]
 
-    third = len(study.tasks) // 3
-    choosing, reporting = range(third), range(third, len(study.tasks))
-    chosen = run(choosing, [Arm(NEW, *one) for one in GUIDANCES])
+    choosing, reporting = shares(study)
+    chosen = records(choosing, [Arm(NEW, *one) for one in GUIDANCES])
     guidance = best_guidance(chosen)
-    reported = run(reporting, reported_arms(guidance))
-    rights = judge_the_judge(study, arguments.data)
-    text, summary = report(chosen, reported, guidance, rights, facts(arguments))
+    return Part(chosen, records(reporting, reported_arms(guidance)), guidance), folder
+
+
+def shares(study: Study) -> tuple[range, range]:
+    """The tasks that choose the guidance, and those that report it."""
+    third = len(study.tasks) // 3
+    return range(third), range(third, len(study.tasks))
+
+
+def main(arguments: Arguments) -> None:
+    wide = prepare(arguments)
+    with_shadow, folder = run(wide, arguments.data)
+    object_alone, _ = run(without_shadows(wide, arguments.data), arguments.data)
+    rights = judge_the_judge(wide, arguments.data)
+    text, summary = report(with_shadow, object_alone, rights, facts(arguments))
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "adherence.md").write_text(text)
     (arguments.results / "adherence.json").write_text(summary)
-    contact_sheet(study, folder, reporting, guidance, arguments.results / "adherence.png")
+    picture = arguments.results / "adherence.png"
+    contact_sheet(wide, folder, shares(wide)[1], with_shadow.guidance, picture)
     print(text)
 
 

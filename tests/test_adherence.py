@@ -15,6 +15,7 @@ from experiments.adherence_report import (
     OLD,
     Facts,
     Guidance,
+    Part,
     best_guidance,
     report,
 )
@@ -39,20 +40,20 @@ from experiments.scenes import COLOURS, SHAPES, caption, render, scene_of
 from ic_jax.model import BUNDLED
 from ic_jax.video import read_video
 
-FRAMES, HEIGHT, WIDTH = 5, 32, 48
+SIZE = FRAMES, HEIGHT, WIDTH = 5, 64, 96  # at full size, where objects are large
 RED, BLUE = COLOURS.index("red"), COLOURS.index("blue")
 
 
 @pytest.fixture(scope="module")
 def view():
-    """A scene with its cameras and times, at full size, where objects are large."""
-    scene, c2w, intrinsics = scene_of(FIRST_EDIT_SEED, FRAMES, 64, 96)
-    return scene, (c2w, intrinsics, jnp.linspace(0, 1, FRAMES), 64, 96)
+    """A scene with its cameras and times."""
+    scene, c2w, intrinsics = scene_of(FIRST_EDIT_SEED, *SIZE)
+    return scene, (c2w, intrinsics, jnp.linspace(0, 1, FRAMES), HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")
 def task():
-    tasks = (edit_task(FIRST_EDIT_SEED + i, FRAMES, 64, 96) for i in range(20))
+    tasks = (edit_task(FIRST_EDIT_SEED + i, *SIZE) for i in range(20))
     return next(task for task in tasks if task is not None)
 
 
@@ -100,12 +101,29 @@ def test_task_mask_holds_the_object_before_and_after(task):
     assert difference.any((1, 2)).all()
     # what is left outside is shadow: nearly all strong change lies in the box
     assert difference[task.regenerate].sum() > 0.8 * difference.sum()
-    assert np.array_equal(task.regenerate, box_mask(task.boxes, 64, 96))
+    assert np.array_equal(task.regenerate, box_mask(task.boxes, HEIGHT, WIDTH))
+
+
+def test_wide_mask_holds_the_shadow_too():
+    change = lambda task: np.abs(task.edited - task.clip).max(-1) > 0.1
+    shadows_outside = 0
+    for seed in range(FIRST_EDIT_SEED, FIRST_EDIT_SEED + 8):
+        narrow, wide = (edit_task(seed, *SIZE, shadow=shadow) for shadow in (False, True))
+        if narrow is None:
+            continue
+        assert np.array_equal(wide.boxes, narrow.boxes)
+        assert (wide.regenerate >= narrow.regenerate).all()
+        outside = change(narrow) & ~narrow.regenerate
+        shadows_outside += outside.any()
+        # a new object's shadow may be longer than the old one's
+        assert (outside & ~wide.regenerate).sum() <= 0.2 * outside.sum()
+    assert shadows_outside
 
 
 def test_edit_seeds_are_new(tmp_path):
     assert FIRST_EDIT_SEED > FIRST_CALIBRATION_SEED > FIRST_TEST_SEED
-    captions = [[t.captions for t in edit_tasks(tmp_path, 2, FRAMES, 64, 96)] for _ in range(2)]
+    first = lambda: [t.captions for t in edit_tasks(tmp_path, 2, *SIZE, shadow=False)]
+    captions = first(), first()
     assert captions[0] == captions[1]
     assert len(list(tmp_path.glob("*.npz"))) >= 2
 
@@ -180,26 +198,39 @@ def some(n, right, *told, loss=0.5):
     return [record(i, *told, (BLUE, 1) if i < right else (RED, 0), loss) for i in range(n)]
 
 
-def study(right, none, loss=0.5):
+def part(right, none, loss=0.5):
     counts = zip(GUIDANCES, (2, 7, 7, 3, 7, 7), strict=True)
     chosen = [r for guidance, k in counts for r in some(10, k, NEW, *guidance)]
     reported = some(20, right, NEW, NOTHING, 3.0, loss=loss)
     reported += some(20, 0, OLD, NOTHING, 3.0) + some(20, none, NONE, NOTHING, 1.0)
+    return Part(chosen, reported, best_guidance(chosen))
+
+
+def study(right, none, loss=0.5, alone=10):
     rights = {"as rendered": [[True, True]] * 100}
-    text, raw = report(chosen, reported, best_guidance(chosen), rights, Facts("x", "24 steps", "y"))
+    facts = Facts("x", "24 steps", "y")
+    text, raw = report(part(right, none, loss), part(alone, 2), rights, facts)
     return text, json.loads(raw)
 
 
 def test_guidance_is_chosen_by_success_and_the_weaker_of_equals():
-    assert Guidance(**study(16, 2)[1]["guidance"]) == Guidance(NOTHING, 3.0)
+    assert Guidance(**study(16, 2)[1]["with_shadow"]["guidance"]) == Guidance(NOTHING, 3.0)
 
 
 def test_verdicts_follow_the_counts():
     met = lambda *counts: [v["met"] for v in study(*counts)[1]["verdicts"]]
-    assert met(16, 2) == [True, True, True, True]
-    assert met(13, 2) == [True, False, True, True]
-    assert met(15, 12) == [True, True, False, True]
-    assert met(15, 12, 1.2) == [True, True, False, False]
+    assert met(16, 2) == [True, True, False, True, True]
+    assert met(13, 2) == [True, False, False, True, True]
+    assert met(15, 12) == [True, True, False, False, True]
+    assert met(15, 12, 1.2, 14) == [True, True, True, False, False]
+
+
+def test_wrong_shapes_are_told_apart():
+    looks = {"the old one": (BLUE, 0), "another's": (BLUE, 3), "nobody's": (BLUE, 2)}
+    found = [record(i, NEW, NOTHING, 3.0, look) for i, look in enumerate(looks.values())]
+    found = [{**one, "asked": "a blue cube and a red cone"} for one in found]
+    text = adherence_report._confusions(found)
+    assert text.startswith("3, of which 1 the object's old one and 1 that of another")
 
 
 def test_report_shows_colour_and_shape_alone():
@@ -224,5 +255,5 @@ def test_captions_fit_and_bytes_become_unit_floats(task):
 
 def test_caption_of_the_clip_is_the_scenes_own(view):
     scene, _ = view
-    found = edit_task(FIRST_EDIT_SEED, FRAMES, 64, 96)
+    found = edit_task(FIRST_EDIT_SEED, *SIZE)
     assert found is None or found.captions[0] == caption(scene)
