@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.scene_render import Scene, object_map
-from experiments.scenes import COLOURS, PAINT, SHAPES, caption, render, reshaped, scene_of
+from experiments.scenes import COLOURS, PAINT, SHAPES, caption, render, scene_of
 
 # Not trained on, not evaluated on by experiments.evaluate, not calibrated on.
 FIRST_EDIT_SEED = 3_000_000
@@ -83,12 +83,21 @@ def traces(
 
 
 def replaced(scene: Scene, slot: int, look: Look) -> Scene:
-    """The scene with one object of another colour and shape, on the same path and floor."""
-    scene = reshaped(scene, scene.objects.shape.at[slot].set(look.shape))
+    """The scene with one object of another colour and shape, on the same path and floor.
+
+    Balls and cubes are as high as they are wide; cylinders and cones a quarter higher, which is
+    in the middle of what `sample_scene` draws.
+    """
     objects = scene.objects
+    tall = 1.0 if SHAPES[look.shape] in ("ball", "cube") else 1.25
+    half = objects.half_size[slot, 0] * jnp.array([1.0, tall, 1.0])
+    # y points down: a lower object's centre is nearer to the floor
+    position = objects.position.at[slot, 1].add(objects.half_size[slot, 1] - half[1])
     return scene._replace(objects=objects._replace(
+        shape=objects.shape.at[slot].set(look.shape),
         colour=objects.colour.at[slot].set(look.colour),
-        albedo=objects.albedo.at[slot].set(PAINT[look.colour])))
+        albedo=objects.albedo.at[slot].set(PAINT[look.colour]),
+        half_size=objects.half_size.at[slot].set(half), position=position))
 
 
 def edit_task(

@@ -15,8 +15,7 @@ from experiments.scene_render import MOTIONS, SHAPES, Objects, Scene, object_pos
 from experiments.scene_textures import WALLS, Texture
 
 __all__ = ["COLOURS", "MOTIONS", "SHAPES", "Scene", "caption", "demo_camera", "demo_scene",
-           "look_at", "object_poses", "render", "reshaped", "sample_camera",
-           "sample_scene", "scene_of"]
+           "look_at", "object_poses", "render", "sample_camera", "sample_scene", "scene_of"]
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 PAINT = jnp.array([
@@ -123,22 +122,6 @@ def caption(scene: Scene) -> str:
     does = [_verb(SHAPES[objects.shape[i]], int(objects.motion[i])) for i in slots]
     wall = WALLS[int(scene.textures.kind[0])]
     return next(text for text in _wordings(names, does, wall) if len(text) <= CAPTION_BYTES)
-
-
-def reshaped(scene: Scene, shapes: Int[ArrayLike, "3"]) -> Scene:
-    """The scene with objects of other shapes, on the same paths and floor.
-
-    New balls and cubes are as high as they are wide; cylinders and cones a quarter higher, which is
-    in the middle of what `sample_scene` draws. An object that keeps its shape keeps its height.
-    """
-    objects, shapes = scene.objects, jnp.asarray(shapes)
-    radius, height, _ = objects.half_size.T
-    tall = jnp.where(shapes >= SHAPES.index("cylinder"), 1.25, 1.0)
-    new = jnp.where(shapes == objects.shape, height, tall * radius)
-    # y points down: a lower object's centre is nearer to the floor
-    return scene._replace(objects=objects._replace(
-        shape=shapes, half_size=objects.half_size.at[:, 1].set(new),
-        position=objects.position.at[:, 1].add(height - new)))
 
 
 def demo_scene() -> Scene:

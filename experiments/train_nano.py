@@ -11,8 +11,7 @@ experiments.calibrate_nano.
 The generator learns plain text-to-video: it never sees a hole, a mask or a warp. Its loss counts
 more where objects are, for they are a sixth of a frame and nearly all that its caption is about.
 It sees whole clips, beginnings of clips and stills alike: what a word looks like is learned from
-many pictures, and five stills cost what one clip of five latent frames does. Siblings, stills of
-one scene in which the shapes change places, get the same noise: only their words tell them apart.
+many pictures, and five stills cost what one clip of five latent frames does.
 """
 
 import json
@@ -33,7 +32,7 @@ from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
 from experiments import nano_latents
-from experiments.nano_latents import NANO, SIBLINGS, Examples
+from experiments.nano_latents import NANO, Examples
 from experiments.natural_clips import natural_clips
 from ic_jax.checkpoint import load, save
 from ic_jax.model import BUNDLED
@@ -253,14 +252,11 @@ def fold(options: Options) -> None:
     save(options.data / "vae.safetensors", folded(params, mean, std), {"variant": "nano"})
 
 
-def dit_loss(params, key, latent, tokens, mask, objects, draw):
-    """Flow matching: the velocity noise - clean, at levels drawn like the sampler's.
-
-    Examples of the same `draw` have their level and noise in common.
-    """
+def dit_loss(params, key, latent, tokens, mask, objects):
+    """Flow matching: the velocity noise - clean, at levels drawn like the sampler's."""
     level_key, noise_key = jax.random.split(key)
-    sigma = shifted(jax.random.uniform(level_key, latent.shape[:1]), NANO.shift)[draw]
-    noise = jax.random.normal(noise_key, latent.shape)[draw]
+    sigma = shifted(jax.random.uniform(level_key, latent.shape[:1]), NANO.shift)
+    noise = jax.random.normal(noise_key, latent.shape)
     wide = sigma[:, None, None, None, None]
     context = UMT5Encoder(NANO.umt5).apply({"params": params["umt5"]}, tokens, mask)
     velocity = WanDiT(NANO.dit).apply(
@@ -273,34 +269,26 @@ def dit_loss(params, key, latent, tokens, mask, objects, draw):
 
 
 class Batches:
-    """Stills, siblings, beginnings of clips and whole clips in turn, at equal cost.
+    """Whole clips, beginnings of clips and stills in turn, at equal cost; some without a caption.
 
-    The autoencoder is causal: the first latents of a clip are those of its beginning. Some
-    examples come without a caption.
+    The autoencoder is causal: the first latents of a clip are those of its beginning.
     """
 
-    def __init__(
-        self, clips: Examples, stills: Examples, siblings: Examples, batch: int, seed: int
-    ):
+    def __init__(self, clips: Examples, stills: Examples, batch: int, seed: int):
         whole = clips.latents.shape[1]
         self.sources = [
-            (source, _tokens(source.captions), frames, group)
-            for source, frames, group in (
-                (stills, 1, 1), (siblings, 1, SIBLINGS), (clips, 2, 1), (clips, whole, 1)
-            )
-        ]  # fmt: skip
+            (source, _tokens(source.captions), frames)
+            for source, frames in ((stills, 1), (clips, 2), (clips, whole))
+        ]
         self.nothing, self.cost, self.seed = _tokens([""]), batch * whole, seed
 
     def __call__(self, step: int):
         rng = np.random.default_rng((self.seed, step))
-        source, said, frames, group = self.sources[rng.integers(len(self.sources))]
-        groups = self.cost // frames // group
-        first = group * rng.integers(len(source.latents) // group, size=groups)
-        at = (first[:, None] + np.arange(group)).ravel()
+        source, said, frames = self.sources[rng.integers(len(self.sources))]
+        at = rng.integers(len(source.latents), size=self.cost // frames)
         drop = rng.random((len(at), 1)) < 0.1  # so that "no prompt" means something
         tokens, mask = (np.where(drop, n, s[at]) for n, s in zip(self.nothing, said, strict=True))
-        draw = np.repeat(np.arange(groups), group)
-        return source.latents[at, :frames], tokens, mask, source.objects[at, :frames], draw
+        return source.latents[at, :frames], tokens, mask, source.objects[at, :frames]
 
 
 def _tokens(captions: list[str]) -> tuple[np.ndarray, ...]:
@@ -313,10 +301,9 @@ def train_dit(options: Options) -> None:
         fold(options)
     sizes = nano_latents.Arguments(options.data)
     batches = Batches(
-        nano_latents.clips(sizes), nano_latents.stills(sizes), nano_latents.siblings(sizes),
-        options.batch, options.seed,
-    )  # fmt: skip
-    latents, tokens, mask, *_ = (jnp.asarray(part[:1]) for part in batches(0))
+        nano_latents.clips(sizes), nano_latents.stills(sizes), options.batch, options.seed
+    )
+    latents, tokens, mask, _ = (jnp.asarray(part[:1]) for part in batches(0))
 
     keys = jax.random.split(jax.random.key(2))
     umt5, dit = UMT5Encoder(NANO.umt5), WanDiT(NANO.dit)
