@@ -6,9 +6,8 @@ Clips whose truth is known get the holes of real warps, are filled and encoded; 
 the encoding of the whole clip says it is. The first half calibrates (scenes, natural clips), the
 second half (others) is what the tables show. No sampling: the measurement is fused once with an
 estimate of known quality, and the result decoded, so that the masks are compared and nothing else.
-Writes experiments/results/masks.md, masks.json (whose `variance_scale` the exporter stores with
-the model) and masks.png. What was measured of each case is kept under .data/masks, so that a run
-that was cut off goes on where it stopped.
+Writes experiments/results/masks.md, .json and .png. What was measured of each case is kept under
+.data/masks, so that a run that was cut off goes on where it stopped.
 """
 
 import hashlib
