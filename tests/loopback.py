@@ -16,7 +16,8 @@ from ic_jax import parallel
 from ic_jax.parallel import MeshShape
 
 CLIPS = "c", "a", "b"
-SHAPE = MeshShape(prompts=2, sequence=4, weights=8)
+# Each with a prompt; and each with half of a ring.
+SHAPES = MeshShape(prompts=2, sequence=4, weights=8), MeshShape(sequence=8, weights=4)
 
 
 def main(coordinator, processes, process, folder):
@@ -24,8 +25,8 @@ def main(coordinator, processes, process, folder):
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
     for name in parallel.mine(CLIPS):
         (Path(folder) / name).write_text(f"{jax.process_index()}: {devices}")
-    velocity = process_allgather(on_mesh(SHAPE)[1], tiled=True)
-    np.save(Path(folder) / f"{jax.process_index()}.npy", velocity)
+    found = [process_allgather(on_mesh(shape)[1], tiled=True) for shape in SHAPES]
+    np.save(Path(folder) / f"{jax.process_index()}.npy", found)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_transformer
@@ -16,7 +17,7 @@ from ic_jax.parallel import join, mine
 
 HERE = Path(__file__).parent
 FOUR = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
     "PYTHONPATH": str(HERE.parent),
     # What the test compares with was made at this precision (conftest).
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
@@ -41,7 +42,8 @@ def test_two_hosts_give_what_one_gives(tmp_path, port):
             host.kill()
     _, expected = tiny_transformer.on_one()
     for n in range(2):
-        np.testing.assert_allclose(np.load(tmp_path / f"{n}.npy"), expected, atol=1e-5)
+        for found in np.load(tmp_path / f"{n}.npy"):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
     told = {path.name: path.read_text() for path in tmp_path.iterdir() if not path.suffix}
     first, second = (f"{n}: 4 of 8 devices" for n in range(2))
     assert told == {"a": first, "b": second, "c": first}
@@ -71,6 +73,26 @@ def test_the_other_hosts_are_waited_for_a_bounded_time(port):
     host = subprocess.run(command, env=FOUR, capture_output=True, text=True, timeout=300)
     assert f"InputError: not all processes met at 127.0.0.1:{port} within 2 s" in host.stderr
     assert host.returncode == 1  # JAX itself would abort
+
+
+@pytest.mark.parametrize(
+    "error, complaint",
+    [
+        (ValueError("coordinator_address should be defined."), "^no cluster was found here"),
+        (
+            jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: too late\nat line 1"),
+            "^the processes did not meet at the coordinator: DEADLINE_EXCEEDED: too late$",
+        ),
+    ],
+    ids=["no cluster", "one that fails"],
+)
+def test_without_flags_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch, error, complaint):
+    def initialize(*given, **more):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match=complaint):
+        join()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def join(
     are, and its own number among them. `jax.devices()` are then those of all hosts.
 
     Raises:
-        InputError: no such cluster, or not all of it there within `timeout` seconds.
+        InputError: no such cluster, or not all of it there in time: `timeout` seconds each until
+            the coordinator listens, and until all have met.
     """
     given = coordinator, processes, process
     if any(value is not None for value in given):
@@ -57,18 +58,19 @@ def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> Non
             failures.append(error)
 
     # When its own time is up JAX ends the process, with a stack trace; ours is up before.
+    where = given[0] or "the coordinator"
     meeting = Thread(target=initialize, daemon=True)
     meeting.start()
     meeting.join(timeout)
     if meeting.is_alive():
         raise InputError(
-            f"not all processes met at {given[0] or 'the coordinator'} within {timeout} s; "
+            f"not all processes met at {where} within {timeout} s; "
             "start all of them with the same address, and see that its port is open"
         )
     for error in failures:
         if isinstance(error, jax.errors.JaxRuntimeError):
             reason = str(error).splitlines()[0]
-            raise InputError(f"the processes did not meet at {given[0]}: {reason}") from error
+            raise InputError(f"the processes did not meet at {where}: {reason}") from error
         if not isinstance(error, ValueError):
             raise error
         raise InputError(
