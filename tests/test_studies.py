@@ -68,7 +68,9 @@ def test_finalists_are_the_best_of_the_screen_and_meet_other_tasks():
 def test_the_page_shows_gains_with_the_right_sign_and_says_which_are_decided(tmp_path):
     rng = np.random.default_rng(0)
     base = 20 + rng.normal(0, 3, 30)
-    row = lambda values: [dict.fromkeys(studies_report.REGIONS, float(v)) for v in values]
+    regions = studies_report.REGIONS
+    # of the spectrum's distance less is more
+    row = lambda values: [dict.fromkeys(regions, float(v)) | {"spectrum": -v} for v in values]
     scores = {
         "base": row(base), "better": row(base + 1 + 0.1 * rng.normal(size=30)),
         "same": row(base + rng.normal(size=30)),
@@ -80,7 +82,7 @@ def test_the_page_shows_gains_with_the_right_sign_and_says_which_are_decided(tmp
     better, same = (
         next(s for s in text.splitlines()[::-1] if name in s) for name in ("| better", "| same")
     )
-    assert better.count("**+1.0") + better.count("**+0.9") == 3
+    assert better.count("**+1.0") + better.count("**+0.9") == 4
     assert "**" not in same
     raw = json.loads((tmp_path / "study_trial.json").read_text())
     assert raw["scores"]["same"][0]["hole"] is None
