@@ -53,6 +53,8 @@ class Arguments:
     """Tasks of the finalists, or of every arm where there is no grid; none is of the grid."""
     finalists: int = 8
     """Methods that go on to them, each with its best mask, besides the default and none."""
+    also: tuple[str, ...] = ()
+    """More finalists, whatever the grid says of them, such as "mean, ddnm"."""
     clips: Path | None = None
     """Folder of your own videos to study instead (see experiments.clips_data)."""
     davis: Path | None = None
@@ -123,13 +125,17 @@ def added(file: Path) -> list[str]:
 def tournament(lab: Laboratory, arguments: Arguments) -> Page:
     """The full grid on a few tasks; the best, the default and the plain generator on others."""
     kind, arms = arguments.study, grid(lab)
+    if unknown := [name for name in arguments.also if name not in arms]:
+        raise InputError(f"--also {unknown[0]!r}: no such arm; name a mask and a method, such as"
+                         f" {label(DEFAULT)!r}, or one of those that read no mask")
     screened = run(lab, kind, arms, range(arguments.screen))
     ranked = sorted(arms, key=lambda name: -overall(screened[name]).mean())
     # One mask each: the same method with its second-best mask is hardly another finalist.
     best = {arms[name].consistency: name for name in reversed(ranked)}
     champions = sorted(best.values(), key=ranked.index)
     always = [label(DEFAULT), label(replace(DEFAULT, latent_mask="response")), "none"]
-    chosen = list(dict.fromkeys([*always, *champions[: arguments.finalists]]))
+    finalists = [*always, *arguments.also, *champions[: arguments.finalists]]
+    chosen = list(dict.fromkeys(finalists))
     numbers = range(arguments.screen, arguments.screen + arguments.tasks)
     finals = run(lab, kind, {name: arms[name] for name in chosen}, numbers)
     return Page(references(lab, kind, numbers) | finals, label(DEFAULT), screened)

@@ -113,9 +113,9 @@ def _screen(page: Page) -> list[str]:
         "## Screening", "",
         f"Mean PSNR of visible, seam and hole over {tasks} tasks that are not among those below."
         " **Bold** went on to them: the best methods, each with its best mask, the default, the"
-        " default with the response mask, and the plain generator. The rest was screened out for"
-        " scoring lower here, and for nothing else: so few tasks do not rank what lies closer"
-        " together than 0.3 dB or so.",
+        " default with the response mask, the plain generator, and what the command names. The"
+        " rest was screened out for scoring lower here, and for nothing else: so few tasks do not"
+        " rank what lies closer together than 0.3 dB or so.",
         "", *table(["method", *masks, "no mask"], rows),
     ]  # fmt: skip
 

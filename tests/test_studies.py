@@ -65,6 +65,13 @@ def test_finalists_are_the_best_of_the_screen_and_meet_other_tasks():
     assert set(page.scores) == {*best, *always, *REFERENCES}
 
 
+def test_arms_that_are_asked_for_are_finalists():
+    arguments = Arguments("recapture", screen=1, tasks=2, finalists=0, also=("min, dds", "dps"))
+    assert {"min, dds", "dps"} <= set(tournament(Oracle(), arguments).scores)
+    with pytest.raises(InputError, match="--also 'mean, dsd': no such arm"):
+        tournament(Oracle(), Arguments("recapture", also=("mean, dsd",)))
+
+
 def test_the_page_shows_gains_with_the_right_sign_and_says_which_are_decided(tmp_path):
     rng = np.random.default_rng(0)
     base = 20 + rng.normal(0, 3, 30)
