@@ -13,6 +13,7 @@ methods that this file adds to METHODS with the default, and nothing else.
 """
 
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -209,7 +210,7 @@ def main(arguments: Arguments) -> None:
         arms = [replace(DEFAULT, consistency=name) for name in added(arguments.method_file)]
         name += f"_{arguments.method_file.stem}"  # the study's own page stays as it is
         page = single(lab, arguments, named([DEFAULT, replace(DEFAULT, consistency="none"), *arms]))
-    command = "python -m experiments.studies " + " ".join(sys.argv[1:])
+    command = "python -m experiments.studies " + shlex.join(sys.argv[1:])
     write(page, name, command, lab.model, arguments.results)
 
 
