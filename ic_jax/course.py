@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from .errors import InputError
 from .models.variants import Variant
 from .sampling.caching import every
 from .sampling.schedule import TRAIN_TIMESTEPS, Level, parts
@@ -48,6 +49,20 @@ def stages(sizes: Variant, settings: Settings, levels: Level) -> list[tuple[Part
         )
 
     return parts(levels, part)
+
+
+def check_levels(sizes: Variant, settings: Settings) -> None:
+    """Raises InputError where `settings` ask for something at levels at which no step begins."""
+    levels = schedule(sizes, settings)
+    found = [part for part, _ in stages(sizes, settings, levels)]
+    last = f"the last of {len(levels.sigma)} steps begins at {levels.sigma[-1]:.3f}"
+    if settings.refresh_at is not None and not any(part.refreshes for part in found):
+        raise InputError(f"--refresh-at is {settings.refresh_at}, and {last}; give a higher level")
+    if not any(part.acts for part in found):
+        raise InputError(
+            f"no step begins from --guided-from {settings.guided_from} to --guided-to "
+            f"{settings.guided_to}, and {last}; give levels further apart"
+        )
 
 
 def reused(sizes: Variant, settings: Settings) -> Float[np.ndarray, " n"]:

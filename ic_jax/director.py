@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from . import framing, pipeline, programs
 from .composite import composite
+from .course import check_levels
 from .edit import Edit
 from .errors import InputError
 from .geometry.mask import MaskOperator
@@ -94,7 +95,8 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     of the clip.
 
     Raises:
-        InputError: a setting out of its range, or a name that does not exist.
+        InputError: a setting out of its range, a name that does not exist, or noise levels at
+            which no step begins.
     """
     check(settings)
     sizes = model.variant
@@ -116,7 +118,9 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     if sizes.boundary is not None:
         recommended["guidance_scale_low"] = guidance_scale(sizes, settings, "dit_low")
     unset = {n: value for n, value in recommended.items() if getattr(settings, n) is None}
-    return replace(settings, **unset)
+    resolved = replace(settings, **unset)
+    check_levels(sizes, resolved)
+    return resolved
 
 
 def variance_scale(model: Model, mask: str) -> float:

@@ -9,7 +9,8 @@ Editing is the same story with another operator: the identity, where a mask keep
 All functions here are pure, work on one clip of the model's own size, and take the
 weights as an argument: `jax.jit`, `jax.vmap` and `jax.pmap` apply to every one of them.
 `layout` is static, and spreads the networks over devices that share a clip.
-The encoder runs before the loop and the decoder after it; nothing is differentiated.
+The encoder runs before the loop and the decoder after it, and nothing is differentiated, save by
+the baselines that go to pixels or backwards through the model.
 """
 
 from collections.abc import Callable

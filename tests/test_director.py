@@ -5,36 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import TINY, tiny_context, tiny_weights
+from tiny_shot import moved_shot, noise
 
 from ic_jax import pipeline
 from ic_jax.composite import composite
-from ic_jax.director import direct
+from ic_jax.director import direct, resolve
 from ic_jax.edit import forget
+from ic_jax.errors import InputError
 from ic_jax.fill import push_pull
-from ic_jax.geometry.camera import camera
 from ic_jax.model import Model
 from ic_jax.models.frames import from_bytes, to_bytes
+from ic_jax.models.variants import VARIANTS
 from ic_jax.settings import Settings
-from ic_jax.shot import Shot
 from ic_jax.video import to_float, to_uint8
 
 SIZES = TINY.resized(9, None, None)
-FRAMES, HEIGHT, WIDTH = SIZES.frames, SIZES.height, SIZES.width
+SHAPE = SIZES.frames, SIZES.height, SIZES.width
 MODEL = Model("tiny", SIZES, tiny_weights(), {})
-
-
-def noise():
-    return np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def shot():
-    lens = np.array([[20.0, 0, WIDTH / 2], [0, 20, HEIGHT / 2], [0, 0, 1]])
-    pose = np.eye(4)
-    source = camera(pose, lens, FRAMES)
-    pose[0, 3] = 0.8
-    depth = np.full((FRAMES, HEIGHT, WIDTH), 2.0, np.float32)
-    return Shot(noise(), depth, source, camera(pose, lens, FRAMES), np.ones(depth.shape, bool))
 
 
 def test_the_device_turns_bytes_and_floats_as_the_host_does():
@@ -44,8 +31,8 @@ def test_the_device_turns_bytes_and_floats_as_the_host_does():
     np.testing.assert_array_equal(jax.jit(to_bytes)(levels), to_uint8(levels))
 
 
-def test_a_take_has_the_bytes_that_its_floats_would_have(shot):
-    last = []
+def test_a_take_has_the_bytes_that_its_floats_would_have():
+    shot, last = moved_shot(*SHAPE), []
     keep = lambda midway: last.append(midway.state)
     settings = Settings(steps=1, composite=True)
     take = direct(MODEL, settings, shot, tiny_context(), keep=keep)
@@ -64,9 +51,26 @@ def test_a_take_has_the_bytes_that_its_floats_would_have(shot):
 
 
 def test_what_is_forgotten_is_smoothed_as_in_floats():
-    frames, keep = noise(), np.ones((FRAMES, HEIGHT, WIDTH), bool)
+    frames, keep = noise(*SHAPE), np.ones(SHAPE, bool)
     keep[:, 4:9, 8:20] = False
     weight = jnp.asarray(keep, jnp.float32)
     smooth = jax.jit(push_pull)(to_float(frames) * keep[..., None], weight)
     expected = np.where(keep[..., None], frames, to_uint8(np.asarray(smooth)))
     np.testing.assert_array_equal(forget(frames, keep).frames, expected)
+
+
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        (Settings(refresh_at=0.2), "--refresh-at is 0.2, and the last of 40 steps begins at 0.235"),
+        (Settings(guided_from=0.2), "no step begins from --guided-from 0.2 to --guided-to 0.0"),
+        (Settings(guided_from=0.9999, guided_to=0.9998), "give levels further apart"),
+    ],
+    ids=["no refresh", "too late", "between two"],
+)
+def test_levels_at_which_nothing_would_happen_are_refused(settings, complaint):
+    name = "Wan2.2-T2V-A14B"  # whose last step begins early
+    model = Model(name, VARIANTS[name], None, {})
+    with pytest.raises(InputError, match=complaint):
+        resolve(settings, model)
+    assert resolve(Settings(refresh_at=0.24, guided_from=0.24), model).refresh_at == 0.24
