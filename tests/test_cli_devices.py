@@ -25,7 +25,7 @@ def inpaint(tiny, run, tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     write_video("clip.mp4", noise, Fraction(8))
     Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8) * 255).save("mask.png")
-    # Devices share the transformer alone, so the mask that compiles fastest will do.
+    # The mask that compiles fastest.
     small = "--frames", FRAMES, "--steps", 2, "--latent-mask", "mean"
     return lambda *more: run(
         "inpaint", "clip.mp4", "--mask", "mask.png", "--model", tiny, *small, *more

@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_model import TINY, tiny_context, tiny_weights
+from tiny_shot import moved_shot, noise
 
 from ic_jax import midway
 from ic_jax.director import direct, plan, resolve
 from ic_jax.edit import forget
 from ic_jax.errors import InputError
-from ic_jax.geometry.camera import camera
 from ic_jax.model import Model
 from ic_jax.settings import Settings
 from ic_jax.shot import Shot
 
-FRAMES, HEIGHT, WIDTH = 12, 16, 32
+SHAPE = 12, 16, 32
 MODEL = Model("tiny", TINY.resized(9, None, None), tiny_weights(), {})
 CONTEXT = tiny_context()
 # A solver with a memory, fresh noise in every step, and a measurement that changes on the way.
@@ -26,23 +26,14 @@ class Stopped(Exception):
     pass
 
 
-def noise():
-    return np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
-
-
 def shot():
-    lens = np.array([[20.0, 0, WIDTH / 2], [0, 20, HEIGHT / 2], [0, 0, 1]])
-    pose = np.eye(4)
-    source = camera(pose, lens, FRAMES)
-    pose[0, 3] = 0.8
-    depth = np.full((FRAMES, HEIGHT, WIDTH), 2.0, np.float32)
-    return Shot(noise(), depth, source, camera(pose, lens, FRAMES), np.ones(depth.shape, bool))
+    return moved_shot(*SHAPE)
 
 
 def edit():
-    keep = np.ones((FRAMES, HEIGHT, WIDTH), bool)
+    keep = np.ones(SHAPE, bool)
     keep[:, 4:9, 8:20] = False
-    return forget(noise(), keep)
+    return forget(noise(*SHAPE), keep)
 
 
 def the_run(footage, seed=0):

@@ -64,8 +64,13 @@ def test_devices_exchange_what_was_counted(shape):
     assert sum(received(found).values()) <= most
 
 
-def test_clips_run_side_by_side_each_on_devices_of_its_own():
-    shape = MeshShape(clips=2, prompts=2, sequence=2, weights=4)
+# Weights are cut among the devices of a clip, and among clips.
+@pytest.mark.parametrize(
+    "shape",
+    [MeshShape(clips=2, prompts=2, sequence=2, weights=4), MeshShape(clips=4, weights=4)],
+    ids=str,
+)
+def test_clips_run_side_by_side_each_on_devices_of_its_own(shape):
     mesh = device_mesh(shape, CONFIG.num_heads)
     weights = place(Weights(vae={}, dit=tiny_transformer.inputs()[0]), mesh, shape.weights)
     kernel = weights.dit["blocks"]["self_attn"]["q"]["kernel"]
