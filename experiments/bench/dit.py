@@ -10,7 +10,6 @@ Ours is one call of `velocity`, on text that was prepared before: what a sampler
 diffusers embeds the text in every call; "ours, text included" does so too.
 """
 
-import json
 import os
 import statistics
 import time
@@ -37,6 +36,7 @@ from experiments.bench.side_by_side import (
     machine,
     mebibytes,
     peak_of,
+    publish,
     ratio,
     spread,
 )
@@ -331,10 +331,7 @@ def main(arguments: Arguments) -> None:
         for name, result in results.items()
     }
     raw["machine"] = machine("flax", "torch", "diffusers")
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "bench_dit.md").write_text(text)
-    (arguments.results / "bench_dit.json").write_text(json.dumps(raw, indent=1) + "\n")
-    print(text)
+    publish(arguments.results, "bench_dit", text, raw)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ writes experiments/results/growth.md, .png and .json. Exponents are fitted by le
 logarithms. Memory is what the compiled program sets aside beside its arguments and results.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import matplotlib
 import numpy as np
 import tyro
 
-from experiments.bench.side_by_side import in_turns, machine
+from experiments.bench.side_by_side import in_turns, machine, publish
 from experiments.overhead import random_like
 from experiments.studies_report import table
 from ic_jax import cost, pipeline
@@ -260,11 +259,8 @@ def main(arguments: Arguments) -> None:
     few = (2, 4) if arguments.least else (2, 8, 32)
     found["compile"] = compile_seconds(few, few)
     text = page(found, arguments.rounds)
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    publish(arguments.results, "growth", text, found)
     plot(found, arguments.results / "growth.png")
-    (arguments.results / "growth.md").write_text(text)
-    (arguments.results / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ steps as the default but asks the model's blocks in some of them only; its rival
 steps as the arm makes calls. Fidelity is to the default's own result, quality to the truth.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,7 @@ import tyro
 from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
-from experiments.bench.side_by_side import machine
+from experiments.bench.side_by_side import machine, publish
 from experiments.laboratory import Laboratory
 from experiments.metrics import Regions, psnr_by_region, regions
 from experiments.studies_report import table
@@ -171,10 +170,7 @@ def main(arguments: Arguments) -> None:
         f"{machine()}. Model {arguments.model}, {arguments.tasks} new views; PSNR in dB.", "",
         *table(["arm", "steps", "calls of the blocks", *Regions._fields, "to the default's"], rows),
     ])  # fmt: skip
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "bench_reuse.md").write_text(text)
-    (arguments.results / "bench_reuse.json").write_text(json.dumps(raw, indent=1) + "\n")
-    print(text)
+    publish(arguments.results, "bench_reuse", text, raw)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ writes experiments/results/scaling.md and .json. Nothing is measured here. What 
 are worth is seen from the share of peak that published runs of the same models imply.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import tyro
 
+from experiments.bench.side_by_side import publish
 from experiments.studies_report import table
 from ic_jax import cost
 from ic_jax.budget import need
@@ -275,8 +275,8 @@ Assumptions, all of them:
 """
 
 
-def page(results: Path) -> str:
-    """Writes the page and its numbers; returns the page."""
+def page() -> tuple[str, list[dict]]:
+    """The page, and its numbers."""
     raw, sections = [], []
     for model in MODELS:
         shown, numbers = rows(model)
@@ -301,9 +301,7 @@ def page(results: Path) -> str:
         "Published seconds against FLOPs counted here; runs of several chips include their links.",
         "", *table(["run", "share of bf16 peak"], checks),
     ])  # fmt: skip
-    (results / "scaling.md").write_text(text)
-    (results / "scaling.json").write_text(json.dumps(raw, indent=1) + "\n")
-    return text
+    return text, raw
 
 
 @dataclass
@@ -314,4 +312,4 @@ class Arguments:
 
 
 if __name__ == "__main__":
-    print(page(tyro.cli(Arguments).results))
+    publish(tyro.cli(Arguments).results, "scaling", *page())

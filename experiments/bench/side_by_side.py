@@ -5,6 +5,7 @@ other round backwards, and compared round by round. Memory is that of a process 
 """
 
 import gc
+import json
 import platform
 import statistics
 import subprocess
@@ -116,6 +117,14 @@ def _processor() -> str:
     fields = dict(line.split(":", 1) for line in report.splitlines() if ":" in line)
     name, model = (fields[key].strip() for key in ("Model name", "Model"))
     return f"{name} (model {model}), {fields['CPU(s)'].strip()} cores"
+
+
+def publish(folder: Path, name: str, text: str, raw: object) -> None:
+    """Write `name`.md and .json into the folder, and print the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
+    print(text)
 
 
 def mebibytes(count: float) -> str:

@@ -2,12 +2,11 @@
 
     python -m experiments.bench.vae
 
-writes experiments/results/bench_vae.md and .json. Where CUDA is at hand, both sides run there:
+writes experiments/results/bench_vae.md and .json. Where JAX has a GPU, both sides run on it:
 give --frames 81 --height 480 --width 832. torch is imported only where it is used: memory is
 weighed in processes of one side each.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -24,15 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.bench.side_by_side import (
-    Call,
-    in_turns,
-    machine,
-    mebibytes,
-    peak_of,
-    ratio,
-    spread,
-)
+from experiments.bench import side_by_side
+from experiments.bench.side_by_side import Call, mebibytes
 from experiments.overhead import random_like
 from experiments.studies_report import table
 from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode, encode
@@ -97,7 +89,7 @@ def theirs(base: int, size: Size, module: Any) -> dict[str, Call]:
     """Encode and decode by diffusers, in float32 and in its own chunks."""
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     module = module.to(device)
     sizes = config(base)
     given = inputs(base, size)
@@ -155,15 +147,15 @@ def compare(base: int, size: Size, rounds: int) -> dict[str, dict[str, Any]]:
     mine, other = ours(base, size, converted(module, base)), theirs(base, size, module)
     found = {}
     for half in ("encode", "decode"):
-        times = in_turns({"ic_jax": mine[half], "diffusers": other[half]}, rounds)
+        times = side_by_side.in_turns({"ic_jax": mine[half], "diffusers": other[half]}, rounds)
         apart = difference(half, base, mine[half](), other[half]())
-        found[half] = {
-            "seconds": times, "ratio": ratio(times, "ic_jax", "diffusers"), "difference": apart,
-        }  # fmt: skip
+        ratio = side_by_side.ratio(times, "ic_jax", "diffusers")
+        found[half] = {"seconds": times, "ratio": ratio, "difference": apart}
     del module, mine, other
     for half, record in found.items():
         for name, prepare in (("ic_jax", ours_alone), ("diffusers", theirs_alone)):
-            record.setdefault("peak", {})[name] = peak_of(prepare, half, base, size)
+            peak = side_by_side.peak_of(prepare, half, base, size)
+            record.setdefault("peak", {})[name] = peak
     return found
 
 
@@ -173,7 +165,7 @@ def page(found: dict[str, dict[str, Any]], base: int, size: Size, rounds: int) -
         for name, seconds in record["seconds"].items():
             peak = record["peak"][name]
             rows.append([
-                half, name, spread(seconds),
+                half, name, side_by_side.spread(seconds),
                 f"{record['ratio']:.2f}" if name == "ic_jax" else "1",
                 mebibytes(peak.most), mebibytes(peak.rise),
             ])  # fmt: skip
@@ -189,11 +181,10 @@ def page(found: dict[str, dict[str, Any]], base: int, size: Size, rounds: int) -
         f"**{verdict}**: at most {TARGET} times diffusers' seconds"
         f" (found: {slowest:.2f}), at a lower peak of memory (found: {'yes' if lower else 'no'}).",
         "", *table(["", "", "seconds", "ratio", "peak of the process", "of which the call"], rows),
-        f"{machine('torch', 'diffusers')}. {frames} frames of {height}×{width}, base width {base},"
-        f" float32, the same random weights; ours in chunks of {CHUNK} frames, as diffusers does"
-        f" by itself. Median (least to most) of {rounds} rounds in turns; the ratio is the median"
-        " over rounds. Results differ by at most"
-        f" {apart:.1g}.",
+        f"{side_by_side.machine('torch', 'diffusers')}. {frames} frames of {height}×{width},"
+        f" base width {base}, float32, the same random weights; ours in chunks of {CHUNK} frames,"
+        f" as diffusers does by itself. Median (least to most) of {rounds} rounds in turns; the"
+        f" ratio is the median over rounds. Results differ by at most {apart:.1g}.",
         "", *gpu, "Memory is of another process for each call. What the call needs counts from when"
         " libraries, weights and inputs are loaded, and has compilation in it.", "",
     ])  # fmt: skip
@@ -215,12 +206,9 @@ def main(arguments: Arguments) -> None:
     size = arguments.frames, arguments.height, arguments.width
     found = compare(arguments.base, size, arguments.rounds)
     text = page(found, arguments.base, size, arguments.rounds)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "bench_vae.md").write_text(text)
     for record in found.values():
         record["median"] = {name: median(values) for name, values in record["seconds"].items()}
-    (arguments.results / "bench_vae.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)
+    side_by_side.publish(arguments.results, "bench_vae", text, found)
 
 
 if __name__ == "__main__":
