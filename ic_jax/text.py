@@ -1,6 +1,6 @@
 """Prompts to context: the text encoder comes, reads and goes, or was run before."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,18 @@ from .tokenizer import load_tokenizer, tokenize
 KIND = "prompts"
 
 
+# Prompts that the encoder reads at once: umT5-XXL's attention works in 0.2 GB for each.
+AT_ONCE = 8
+
+
+class Read(NamedTuple):
+    """A prompt as the text encoder read it."""
+
+    rows: Float[np.ndarray, "l d"]
+    cut: str | None
+    """A line if it was too long; see `Tokens.cut`."""
+
+
 class Embedded(NamedTuple):
     """What the generator reads instead of prompts."""
 
@@ -31,22 +43,33 @@ class Embedded(NamedTuple):
 
 
 def embed_prompts(model: str | Path, sizes: Variant, prompts: Sequence[str]) -> Embedded:
+    """`embed_each`, all on the device."""
+    read = list(embed_each(model, sizes, prompts))
+    return Embedded(jnp.stack([each.rows for each in read]), [r.cut for r in read if r.cut])
+
+
+def embed_each(model: str | Path, sizes: Variant, prompts: Sequence[str]) -> Iterator[Read]:
     """Read the text encoder of a model's folder ("nano": the bundled one), run it, and let it go.
 
     Each prompt becomes `sizes.dit.text_len` rows, zeros where there is no text, and the same
     rows whatever its neighbours are. The weights stay in the host's memory (umT5-XXL: 11 GB),
-    from where they visit the device layer by layer.
+    from where they visit the device layer by layer, with a few prompts at a time. Without any
+    prompts they are not read.
 
     Raises:
         InputError: a missing, damaged or foreign encoder or tokenizer.
     """
+    if not prompts:
+        return
     folder = find_model(model)
     tokenizer = load_tokenizer(folder, sizes.umt5)
     tokens = [tokenize(tokenizer, prompt, sizes.dit.text_len) for prompt in prompts]
-    ids, mask = np.stack([t.ids for t in tokens]), np.stack([t.mask for t in tokens])
     params = load_encoder(folder, sizes)
-    context = encode_by_layer(sizes.umt5, params, ids, mask, sizes.dtype)
-    return Embedded(context, [t.cut for t in tokens if t.cut])
+    for first in range(0, len(tokens), AT_ONCE):
+        some = tokens[first : first + AT_ONCE]
+        ids, mask = np.stack([t.ids for t in some]), np.stack([t.mask for t in some])
+        context = jax.device_get(encode_by_layer(sizes.umt5, params, ids, mask, sizes.dtype))
+        yield from (Read(*each) for each in zip(context, (t.cut for t in some)))
 
 
 def load_encoder(folder: str | Path, sizes: Variant) -> PyTree:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from threading import Event
 
 import jax
 import numpy as np
@@ -14,18 +16,20 @@ import pytest
 from PIL import Image
 from tiny_folder import NAME, write_tiny
 from tiny_model import TINY, tiny_context, tiny_weights
+from tiny_window import stand_in
 
 from ic_jax.batch import begin, side_by_side, window
 from ic_jax.budget import Memory, need
-from ic_jax.cli import spread
-from ic_jax.cli.batch import Batch
+from ic_jax.cli import spread, studio
 from ic_jax.cli.spread import places
 from ic_jax.director import direct, resolve
 from ic_jax.edit import Edit
+from ic_jax.errors import InputError
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import Model
 from ic_jax.models.variants import VARIANTS
-from ic_jax.parallel import MeshShape, per_device
+from ic_jax.output import holds_result
+from ic_jax.parallel import MeshShape, OverClips, per_device
 from ic_jax.settings import Settings
 from ic_jax.video import read_video, write_video
 
@@ -99,7 +103,7 @@ def test_a_clip_is_what_it_is_alone(here, devices, lengths):
     settings = resolve(Settings(steps=2), MODEL, editing=True)
     where = places(here / "model", MODEL.variant, {2}, devices, len(lengths))
     assert (where.count, where.devices_each) == (2, devices // 2)
-    placed = MODEL._replace(weights=where.place(on_devices(where)))
+    placed = MODEL._replace(weights=jax.device_put(MODEL.weights, where.shardings))
     reels = [
         begin(MODEL, str(n), footage(frames, n), np.asarray(tiny_context(n)), seed=n)
         for n, frames in enumerate(lengths)
@@ -114,13 +118,6 @@ def test_a_clip_is_what_it_is_alone(here, devices, lengths):
         # Equal to 1e-5 in [-1, 1]: few bytes round to a neighbour, and none further.
         off = np.abs(made.astype(int) - alone.generated)
         assert off.max() <= 1 and off.mean() < 1e-3
-
-
-def on_devices(where):
-    if where.shardings is None:
-        return MODEL.weights
-    known = where.shardings._replace(calibration=MODEL.weights.calibration)
-    return jax.tree.map(jax.device_put, MODEL.weights, known)
 
 
 def test_a_batch_is_made_once_and_what_fails_is_one_line(here, batch, run):
@@ -243,20 +240,60 @@ def test_a_file_without_jobs_is_refused(here, run, content, complaint):
     assert not (here / "batch").exists()
 
 
-def test_a_batch_that_is_stopped_keeps_what_was_made(here, batch, monkeypatch):
-    def stop(*given):
-        raise KeyboardInterrupt
+def test_a_batch_that_is_stopped_ends_what_it_writes_and_begins_nothing(here, batch, monkeypatch):
+    monkeypatch.setattr(studio, "window", stand_in)
+    call, write, rounds, second = OverClips.__call__, studio.deliver, [], Event()
 
-    monkeypatch.setattr(Batch, "_make", stop)
-    code, stdout, stderr = batch(edit())
+    def over(*given):
+        rounds.append(given)
+        if len(rounds) == 2:
+            second.set()
+            Event().wait(60)  # until Ctrl-C
+        return call(*given)
+
+    def deliver(job, *given):
+        if job.out.name == "a":
+            assert second.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+        return write(job, *given)
+
+    monkeypatch.setattr(OverClips, "__call__", over)
+    monkeypatch.setattr(studio, "deliver", deliver)
+    code, stdout, stderr = batch(*(edit(out=name) for name in "abcd"))
     assert code == 130 and stdout == ""
     assert "ic-jax: stopped; the same command goes on with the jobs that are left" in stderr
+    # The next may have been begun by then. What was begun is whole.
+    made = {path.name for path in (here / "out").iterdir()}
+    assert "a" in made and made <= {"a", "b"}
+    for name in made:
+        assert holds_result(here / "out" / name, "command", "inpaint")
+
+
+def test_a_job_that_cannot_be_written_is_one_line_after_those_before_it(here, batch, monkeypatch):
+    monkeypatch.setattr(studio, "window", stand_in)
+    write = studio.deliver
+
+    def deliver(job, *given):
+        if job.out.name == "b":
+            raise InputError("the disk is full")
+        return write(job, *given)
+
+    monkeypatch.setattr(studio, "deliver", deliver)
+    Path("damaged.mp4").write_bytes(Path("short.mp4").read_bytes()[:400])
+    code, stdout, stderr = batch(
+        edit(out="a"), edit(out="b"), edit(out="c", clip="damaged.mp4"), edit(out="d")
+    )
+    assert code == 1 and "made 2, failed 2, there before 0" in stdout
+    said = [line for line in stderr.replace("\r", "\n").split("\n") if "jobs.jsonl, line" in line]
+    assert [line.split(": ")[1] for line in said] == ["jobs.jsonl, line 2", "jobs.jsonl, line 3"]
+    assert {path.name for path in (here / "out").iterdir()} == {"a", "d"}
 
 
 def test_clips_share_devices_and_weights_only_as_far_as_they_must(here, monkeypatch):
     given = here / "model", MODEL.variant, {2}
     many, few = places(*given, None, 1000), places(*given, 8, 3)
-    assert (many.count, many.devices_each, many.shardings) == (8, 1, None)
+    assert (many.count, many.devices_each) == (8, 1)
+    assert many.shardings.dit.is_fully_replicated and len(many.shardings.dit.device_set) == 8
     assert (few.count, few.devices_each) == (2, 4)
     cut = per_device(need(MODEL.variant, 2), MeshShape(clips=8, weights=8))
     # The devices of a CPU share the memory of their host.

@@ -75,7 +75,7 @@ def test_each_device_holds_one_copy_of_the_weights():
     assert placed.committed
     assert [shard.device for shard in placed.addressable_shards] == jax.devices()
     for shard in placed.addressable_shards:
-        np.testing.assert_array_equal(shard.data, kernel[None])
+        np.testing.assert_array_equal(shard.data, kernel)
 
 
 def test_replicated_weights_never_travel_again(monkeypatch):
@@ -93,6 +93,6 @@ def test_replicated_weights_never_travel_again(monkeypatch):
     with jax.transfer_guard("disallow"), jax.transfer_guard_device_to_device("disallow_explicit"):
         np.testing.assert_array_equal(run(placed, clip), 3 * clip[0])
         assert [leaf.shape for leaf in sent] == [(8, 1), (8, 1)]  # two rounds of clips alone
-        for unplaced in (np.stack([weight] * 8), put(np.stack([weight] * 8))):
+        for unplaced in (weight, put(weight)):
             with pytest.raises(Exception, match="[Dd]isallowed"):
                 run(unplaced, clip)

@@ -83,6 +83,24 @@ def test_a_prompt_does_not_depend_on_its_neighbours(folder):
     assert np.abs(one[1] - other[1]).max() > 0.1
 
 
+def test_many_prompts_are_read_a_few_at_a_time(folder, monkeypatch):
+    encode, sizes = text.encode_by_layer, []
+    monkeypatch.setattr(
+        text, "encode_by_layer", lambda *given: sizes.append(len(given[2])) or encode(*given)
+    )
+    prompts = [f"ball {n}" for n in range(5)]
+    together = list(text.embed_each(folder, PIECES, prompts))
+    monkeypatch.setattr(text, "AT_ONCE", 2)
+    for each, one in zip(text.embed_each(folder, PIECES, prompts), together, strict=True):
+        assert isinstance(each.rows, np.ndarray) and each.cut == one.cut
+        np.testing.assert_allclose(each.rows, one.rows, atol=1e-6)
+    assert sizes == [5, 2, 2, 1]
+
+
+def test_without_prompts_no_encoder_is_read(tmp_path):
+    assert list(text.embed_each(tmp_path / "absent", PIECES, [])) == []
+
+
 def test_prompts_that_were_cut_are_reported(folder):
     long = "the camera moves slowly to the left"
     context, cuts = text.embed_prompts(folder, PIECES, ["", long])

@@ -18,11 +18,12 @@ from ..model import Model, Weights, calibrated, fingerprint, load_uncalibrated
 from ..output import holds_result
 from ..parallel import join, mine, part
 from ..settings import most_prompts
-from ..tokenizer import load_tokenizer, tokenize
+from .clerk import clerk
 from .console import note
-from .generator import Chosen, Found, Told
+from .generator import Chosen, Found
 from .inpaint import Inpaint
 from .job_file import Line, each, read_jobs
+from .prompts import read_prompts
 from .source import Flat
 from .spread import Places, places
 from .studio import Studio
@@ -103,13 +104,15 @@ class Batch:
         for line in lines:
             alike.setdefault((line.job.name, line.job.settings), []).append(line)
         where = self._places(list(alike.values()), found)
-        told = _told(lines, found)
+        prompts = read_prompts(found.folder, found.sizes, [line.job.generator for line in lines])
         model = load_uncalibrated(found.folder, where.shardings)._replace(variant=found.sizes)
         model = calibrated(model, found.calibration, found.where)
-        model = model._replace(weights=where.place(model.weights))
-        with tqdm(total=len(lines), unit="clip", leave=False) as bar:
-            studio = Studio(model, where, told, bar)
-            return sum(studio.make(some) for some in alike.values())
+        failed: list[Line] = []
+        with tqdm(total=len(lines), unit="clip", leave=False) as bar, clerk() as at_work:
+            studio = Studio(model, where, prompts, at_work, bar, failed)
+            for some in alike.values():
+                studio.make(some)
+        return len(failed)
 
     def _places(self, alike: Sequence[Sequence[Line]], found: Found) -> Places:
         """Says what may not fit, and refuses what cannot."""
@@ -123,27 +126,6 @@ class Batch:
             if warning := check_fits(found.name, found.sizes, max(prompts), memory):
                 note(warning)
         return where
-
-
-def _told(lines: Sequence[Line], found: Found) -> dict[str, Told]:
-    """What each job tells the generator; every text is encoded once."""
-    sizes, generators = found.sizes, {line.name: line.job.generator for line in lines}
-    asked = {name: g.asked(sizes) for name, g in generators.items() if g.context is None}
-    told = {
-        name: Told(*text.load_context(g.context, sizes), [])
-        for name, g in generators.items()
-        if g.context is not None
-    }
-    if not asked:
-        return told
-    texts = list(dict.fromkeys(text for pair in asked.values() for text in pair))
-    context = jax.device_get(text.embed_prompts(found.folder, sizes, texts).context)
-    tokenizer = load_tokenizer(found.folder, sizes.umt5)
-    cuts = [tokenize(tokenizer, each, sizes.dit.text_len).cut for each in texts]
-    for name, pair in asked.items():
-        which = [texts.index(each) for each in pair]
-        told[name] = Told(context[which], pair, [cuts[n] for n in which if cuts[n]])
-    return told
 
 
 @contextmanager

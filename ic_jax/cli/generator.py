@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import text
@@ -37,7 +38,7 @@ class Run(NamedTuple):
 class Told(NamedTuple):
     """Prompts as the generator reads them."""
 
-    context: Float[Array, "2 l d"]
+    context: Float[Array | np.ndarray, "2 l d"]
     prompts: tuple[str, str]
     """The negative one first."""
     cuts: list[str]

@@ -22,9 +22,9 @@ from ..parallel import (
     choose,
     device_mesh,
     first_devices,
+    on_every,
     over_clips,
     over_mesh,
-    replicate,
     sequence_layout,
     weight_shardings,
 )
@@ -38,10 +38,8 @@ class Places(NamedTuple):
     devices_each: int
     layout: Layout
     """Of the transformer, over the devices of a clip."""
-    shardings: Weights | None
+    shardings: Weights
     """For loading the weights."""
-    place: Callable[[Weights], Weights]
-    """What is then done with them, once."""
     over: Callable[[Callable[..., PyTree]], OverClips]
     """Makes a function of one clip one of many."""
 
@@ -72,13 +70,11 @@ def places(
     shape = _shape(sizes, prompts, devices, clips) if len(devices) > 1 else MeshShape()
     each = shape.devices // shape.clips
     if each == shape.weights == 1:
-        on_all = partial(replicate, devices=devices), partial(over_clips, devices=devices)
-        return Places(shape.clips, each, Layout(), None, *on_all)
+        shardings = Weights(**dict.fromkeys(Weights._fields, on_every(devices)))
+        return Places(shape.clips, each, Layout(), shardings, partial(over_clips, devices=devices))
     layout, shardings = _on_mesh(folder, sizes, shape, devices)
     mesh = device_mesh(shape, sizes.dit.num_heads, devices)
-    return Places(
-        shape.clips, each, layout, shardings, lambda weights: weights, partial(over_mesh, mesh=mesh)
-    )
+    return Places(shape.clips, each, layout, shardings, partial(over_mesh, mesh=mesh))
 
 
 def _shape(

@@ -1,22 +1,32 @@
 """Where the jobs of a batch are made: read, run side by side, and delivered as they end."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ..batch import Reel, begin, side_by_side, window
-from ..director import timed
+from ..director import Take, timed
 from ..errors import InputError
 from ..model import Model
 from ..output import output_folder
+from .clerk import Clerk
 from .generator import Run, Told
 from .job import Material, deliver
 from .job_file import Line
+from .prompts import Prompts
 from .spread import Places
+
+
+class Opened(NamedTuple):
+    """A job whose clip is on its way through the model."""
+
+    line: Line
+    material: Material
+    told: Told
+    seconds: dict[str, float]
 
 
 class Studio(NamedTuple):
@@ -24,47 +34,60 @@ class Studio(NamedTuple):
 
     model: Model
     where: Places
-    told: Mapping[str, Told]
-    """By the names of the jobs."""
+    prompts: Prompts
+    clerk: Clerk
     bar: tqdm
+    failed: list[Line]
+    """Those that could not be made. They do not keep the others from it."""
 
-    def make(self, lines: Sequence[Line]) -> int:
-        """Makes jobs of one command and the same settings; returns how many failed.
+    def make(self, lines: Sequence[Line]) -> None:
+        """Makes jobs of one command and the same settings.
 
-        Each one's files are read when there is a place for it, so that memory holds no more.
+        While the devices work, the files of as many jobs as they have places for are read
+        ahead, and what has ended is written: the clerk may still be at it after this returns.
         """
         settings = lines[0].job.settings
         run = self.where.over(window(self.model.variant, settings, self.where.layout))
-        opened: dict[str, tuple[Line, Material, dict[str, float]]] = {}
-        failed: list[Line] = []
+        opened: dict[str, Opened] = {}
 
         def reels() -> Iterator[Reel]:
-            for line in lines:
-                with self._in_one_line(line, failed):
-                    seconds: dict[str, float] = {}
-                    with timed(seconds, "read"):
-                        material = line.job.read()
-                    context = np.asarray(self.told[line.name].context)
-                    seed = line.job.generator.seed
-                    reel = begin(self.model, line.name, material.footage, context, seed)
-                    opened[line.name] = line, material, seconds
+            for line, material in self.clerk.ahead(_read, lines, self.where.count):
+                try:
+                    reel, opened[line.name] = self._opened(line, *material())
+                except InputError as error:
+                    self.clerk.later(self._refuse, line, error)
+                else:
                     yield reel
 
         for name, take in side_by_side(self.model, settings, reels(), run, self.where.count):
-            line, material, seconds = opened.pop(name)
-            result = Run(self.model, settings, take, self.told[name], None)
-            more = {"devices": self.where.devices_each, "batch": line.record}
-            with self._in_one_line(line, failed), output_folder(line.job.out) as folder:
-                deliver(line.job, folder, material, result, seconds, more)
-                self.bar.update()
-        return len(failed)
+            self.clerk.later(self._deliver, opened.pop(name), take)
 
-    @contextmanager
-    def _in_one_line(self, line: Line, failed: list[Line]) -> Iterator[None]:
-        """A job that fails does not keep the others from being made."""
+    def _opened(
+        self, line: Line, material: Material, seconds: dict[str, float]
+    ) -> tuple[Reel, Opened]:
+        told = self.prompts.told(line.job.generator)
+        known = line.name, material.footage, np.asarray(told.context), line.job.generator.seed
+        return begin(self.model, *known), Opened(line, material, told, seconds)
+
+    def _deliver(self, opened: Opened, take: Take) -> None:
+        line, material, told, seconds = opened
+        run = Run(self.model, line.job.settings, take, told, None)
+        more = {"devices": self.where.devices_each, "batch": line.record}
         try:
-            yield
+            with output_folder(line.job.out) as folder:
+                deliver(line.job, folder, material, run, seconds, more)
         except InputError as error:
-            failed.append(line)
+            self._refuse(line, error)
+        else:
             self.bar.update()
-            self.bar.write(f"ic-jax: {line.where}: {error}", file=sys.stderr)
+
+    def _refuse(self, line: Line, error: InputError) -> None:
+        self.failed.append(line)
+        self.bar.update()
+        self.bar.write(f"ic-jax: {line.where}: {error}", file=sys.stderr)
+
+
+def _read(line: Line) -> tuple[Material, dict[str, float]]:
+    seconds: dict[str, float] = {}
+    with timed(seconds, "read"):
+        return line.job.read(), seconds

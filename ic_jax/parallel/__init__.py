@@ -8,7 +8,7 @@ is all that a clip on many devices takes, under `jax.jit` with the layout static
 """
 
 from .choice import Need, choose, per_device
-from .clips import OverClips, over_clips, over_mesh, replicate
+from .clips import OverClips, on_every, over_clips, over_mesh, replicate
 from .hosts import join, mine, part
 from .mesh import MeshShape, check, device_mesh, first_devices
 from .placement import beside, place, weight_shardings
@@ -25,6 +25,7 @@ __all__ = [
     "first_devices",
     "join",
     "mine",
+    "on_every",
     "over_clips",
     "over_mesh",
     "part",

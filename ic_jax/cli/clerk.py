@@ -1,0 +1,61 @@
+"""One thread beside the devices: it reads what comes next, and writes what has come of it."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Clerk:
+    """Does one thing after another, so that all it says comes in the order it was asked in."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._asked: deque[Future] = deque()
+
+    def ahead(
+        self, read: Callable[[T], R], items: Iterable[T], count: int
+    ) -> Iterator[tuple[T, Callable[[], R]]]:
+        """Each item, and what returns what was read of it, or raises what reading it did.
+
+        So many items are read ahead of the one at hand, and no more: memory has to hold them.
+        """
+        items = iter(items)
+        started = lambda some: [(item, self._thread.submit(read, item)) for item in some]
+        reading = deque(started(islice(items, count)))
+        while reading:
+            item, future = reading.popleft()
+            reading.extend(started(islice(items, 1)))
+            yield item, future.result
+
+    def later(self, task: Callable[..., None], *given: Any) -> None:
+        """Has a task done after all that was asked before. Raises what an earlier task raised."""
+        while self._asked and self._asked[0].done():
+            self._asked.popleft().result()
+        self._asked.append(self._thread.submit(task, *given))
+
+    def finish(self) -> None:
+        """Waits until all tasks are done. Raises what one of them raised."""
+        while self._asked:
+            self._asked.popleft().result()
+
+
+@contextmanager
+def clerk() -> Iterator[Clerk]:
+    """Yields a clerk, who has finished when the block ends well.
+
+    On any error, or Ctrl-C, it ends the task at hand, whose output is whole then, and drops
+    those that it has not begun.
+    """
+    thread = ThreadPoolExecutor(1)
+    try:
+        at_work = Clerk(thread)
+        yield at_work
+        at_work.finish()
+    finally:
+        thread.shutdown(cancel_futures=True)
