@@ -13,14 +13,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt32
 
-from . import framing, pipeline
+from . import framing, pipeline, programs
 from .director import Footage, Take, joined, look, plan, scenes, timed
+from .edit import Edit
 from .model import Model, Weights
 from .models.layout import Layout
 from .models.variants import Variant
 from .parallel import OverClips
 from .pipeline import Scene
 from .settings import Settings
+from .shot import Shot
 
 
 class Reel(NamedTuple):
@@ -96,6 +98,13 @@ def window(
         return pipeline.finish_bytes(sizes, weights, state, layout)
 
     return run
+
+
+def abstract_clip(sizes: Variant, footage: type[Shot] | type[Edit]) -> tuple[Any, ...]:
+    """The shapes of what `window` takes besides the weights."""
+    scene = programs.abstract_scene(sizes, footage)
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return scene, scene, programs.abstract_context(sizes), key
 
 
 def _next_window(reel: Reel) -> tuple[Any, ...]:

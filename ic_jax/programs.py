@@ -1,10 +1,11 @@
 """The programs that a window runs: jitted once, for the run and for compiling ahead of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.stages import Lowered
+from jax.sharding import Sharding
+from jax.stages import Compiled
 
 from . import expert, pipeline
 from .course import Part, schedule, stages
@@ -13,6 +14,7 @@ from .geometry.camera import Camera
 from .model import Model
 from .models.layout import Layout
 from .models.variants import Variant
+from .parallel import beside
 from .pipeline import Observation, Scene
 from .sampling.sampler import State
 from .sampling.schedule import Level
@@ -26,37 +28,53 @@ prepare = jax.jit(expert.prepare, static_argnames=("sizes", "settings", "name", 
 _STATIC = "sizes", "settings", "part", "layout"
 refresh = jax.jit(pipeline.refresh, static_argnames=_STATIC)
 proceed = jax.jit(pipeline.proceed, static_argnames=_STATIC, donate_argnames="state")
+_SAID = {refresh: "refresh", proceed: "sample"}
 
 
-def lowered(
+def compiled(
     model: Model,
     settings: Settings,
     footage: type[Shot] | type[Edit],
     layout: Layout = Layout(),
-) -> Iterator[tuple[str, Lowered]]:
-    """Every program of a window, by name, ready to be compiled; the weights may be abstract.
+) -> Iterator[tuple[str, Compiled]]:
+    """Every program of a window, by name, each compiled when it is asked for.
 
-    `settings` are resolved (`director.resolve`). JAX's persistent cache recognises the compiled
-    programs when a run asks for the same ones.
+    `settings` are resolved (`director.resolve`). The weights may be abstract, with shardings
+    where they are to lie on a mesh. JAX's persistent cache recognises the programs when a run
+    asks for the same ones.
     """
     sizes, weights = model.variant, model.weights
     scene, key = abstract_scene(sizes, footage), jax.random.key(0)
-    text = 2, sizes.dit.text_len, sizes.dit.text_dim
-    context = jax.ShapeDtypeStruct(text, jnp.dtype(sizes.dtype))
-    yield "observe", observe.lower(sizes, settings, weights, scene, scene, key, layout)
-    seen, state = abstract_window(model, settings, footage)
-    name = None
-    for part, level in dict(steps(sizes, settings)).items():
+    yield "observe", observe.lower(sizes, settings, weights, scene, scene, key, layout).compile()
+    seen, state = beside(weights, abstract_window(model, settings, footage))
+    name = told = None
+    for (program, part), level in _asked(sizes, settings).items():
         if part.expert != name:
-            name = part.expert
+            name, context = part.expert, abstract_context(sizes)
             whose = sizes, settings, name, weights, context, seen.conditioning, layout
-            yield f"prepare, {name}", prepare.lower(*whose)
+            preparing = prepare.lower(*whose).compile()
+            yield f"prepare, {name}", preparing
             told = prepare.eval_shape(*whose)
+            if layout != Layout():
+                # The steps take it from where XLA leaves it.
+                told = jax.tree.map(_lying, told, preparing.output_shardings)
         known = sizes, settings, part, weights, told, seen, state, level, layout
-        if part.refreshes:
-            yield f"refresh, {name}", refresh.lower(*known)
-        yield f"sample, {name}", proceed.lower(*known)
-    yield "finish", finish.lower(sizes, weights, state, layout)
+        yield f"{_SAID[program]}, {name}", program.lower(*known).compile()
+    yield "finish", finish.lower(sizes, weights, state, layout).compile()
+
+
+def _lying(leaf: jax.ShapeDtypeStruct, where: Sharding) -> jax.ShapeDtypeStruct:
+    return leaf.update(sharding=where)
+
+
+def _asked(sizes: Variant, settings: Settings) -> dict[tuple[Callable, Part], Level]:
+    """What `director.direct` asks for between the first step and the last, each program once."""
+    asked = {}
+    for part, level in steps(sizes, settings):
+        alike = part._replace(refreshes=False)
+        for program in (refresh, proceed) if part.refreshes else (proceed,):
+            asked.setdefault((program, alike), level)
+    return asked
 
 
 def steps(sizes: Variant, settings: Settings) -> list[tuple[Part, Level]]:
@@ -78,6 +96,12 @@ def abstract_window(
         lambda *given: pipeline.observe(sizes, settings, *given), model.weights, scene, scene, key
     )
     return seen, jax.eval_shape(lambda key: pipeline.begin(sizes, settings, key)[0], key)
+
+
+def abstract_context(sizes: Variant) -> jax.ShapeDtypeStruct:
+    """The shape of what the text encoder says of both prompts."""
+    shape = 2, sizes.dit.text_len, sizes.dit.text_dim
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(sizes.dtype))
 
 
 def abstract_scene(sizes: Variant, footage: type[Shot] | type[Edit]) -> Scene:

@@ -1,5 +1,6 @@
 """Compiled programs are kept for the next run, and warm-up makes all of them beforehand."""
 
+import json
 import shutil
 from fractions import Fraction
 
@@ -8,8 +9,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from tiny_window import stand_in
 
+from ic_jax.cli import studio, warmup
 from ic_jax.cli.compile_cache import VARIABLE, keep_compiled_programs
+from ic_jax.geometry.camera import intrinsics_from_fov
+from ic_jax.parallel import OverClips
 from ic_jax.video import write_video
 
 LEAST = "jax_persistent_cache_min_compile_time_secs"
@@ -57,34 +62,83 @@ def test_a_folder_that_cannot_be_written_costs_one_line(user, capsys):
     assert said.startswith("ic-jax: compiled programs are not kept") and said.count("\n") == 1
 
 
-def compiled(folder):
-    """The programs of a window among what the cache holds."""
-    ours = tuple(f"jit_{name}-" for name in PROGRAMS)
-    return {file.name for file in folder.glob("*-cache") if file.name.startswith(ours)}
-
-
-def test_after_a_warm_up_a_run_compiles_none_of_its_programs(user, tiny, run, monkeypatch):
+@pytest.fixture
+def here(user, tiny, monkeypatch):
+    """A folder with a clip, a mask, depth, and a model that has no weights of its transformer."""
     monkeypatch.chdir(user)
     shutil.copytree(tiny, user / "model")
-    shutil.move(user / "model" / "dit", user / "dit")  # no weights are read
+    shutil.move(user / "model" / "dit", user / "dit")
     noise = np.random.default_rng(0).integers(0, 256, (9, 16, 32, 3), np.uint8)
     write_video("clip.mp4", noise, Fraction(8))
     Image.fromarray(np.eye(16, 32, dtype=np.uint8) * 255).save("mask.png")
-    # The mask that compiles fastest.
-    mean = "--latent-mask", "mean"
-    options = "--model", "model", "--frames", 9, "--steps", 3, "--refresh-at", 0.9, *mean
+    lens = np.asarray(intrinsics_from_fov(60.0, 16, 32))
+    np.savez("depth.npz", depth=np.full((9, 16, 32), 3.0), kind="metric", intrinsics=lens)
+    return user
 
-    code, stdout, stderr = run("warmup", "--command", "inpaint", *options)
+
+def cached(folder):
+    """The programs that the cache holds."""
+    return {file.name for file in (folder / "cache" / "ic-jax" / "xla").glob("*-cache")}
+
+
+def compiled(folder):
+    """Those of a window among them."""
+    return {
+        name for name in cached(folder) if name.startswith(tuple(f"jit_{n}-" for n in PROGRAMS))
+    }
+
+
+# The mask that compiles fastest.
+OPTIONS = "--model", "model", "--frames", 9
+MEAN = "--latent-mask", "mean"
+EDIT = "inpaint", "clip.mp4", "--mask", "mask.png"
+VIEW = "recapture", "clip.mp4", "--depth", "depth.npz"
+
+
+@pytest.mark.parametrize("command, devices", [(EDIT, 1), (VIEW, 4)])
+def test_after_a_warm_up_a_run_compiles_none_of_its_programs(here, run, command, devices):
+    options = *OPTIONS, *MEAN, "--steps", 3, "--refresh-at", 0.9, "--devices", devices
+    code, stdout, stderr = run("warmup", "--command", command[0], *options)
     assert code == 0, stderr
-    assert "inpaint, sample, dit" in stdout and "GiB" in stdout
-    warm = compiled(user / "cache" / "ic-jax" / "xla")
+    assert f"{command[0]}, sample, dit" in stdout and "GiB" in stdout
+    # Each of them once: the steps before and after a refresh are one program.
+    assert stdout.count("works in") == len(PROGRAMS)
+    warm = compiled(here)
     assert {name.partition("-")[0] for name in warm} == {f"jit_{name}" for name in PROGRAMS}
 
-    shutil.move(user / "dit", user / "model" / "dit")
+    shutil.move(here / "dit", here / "model" / "dit")
     jax.clear_caches()
-    code, _, stderr = run("inpaint", "clip.mp4", "--mask", "mask.png", *options)
+    code, _, stderr = run(*command, *options)
     assert code == 0, stderr
-    assert compiled(user / "cache" / "ic-jax" / "xla") == warm
+    assert compiled(here) == warm
+
+
+# A device for each clip, and a mesh of two for each.
+@pytest.mark.parametrize("devices", [2, 4])
+def test_after_a_warm_up_a_batch_compiles_no_window(here, run, devices, monkeypatch):
+    for module in warmup, studio:
+        monkeypatch.setattr(module, "window", stand_in)
+    options = *OPTIONS, "--devices", devices
+    code, stdout, stderr = run("warmup", "--command", "recapture", "--batch", 2, *options)
+    assert code == 0 and stdout.startswith("recapture, 2 clips at a time: "), stderr
+
+    made, call = [], OverClips.__call__
+
+    def watched(*given):
+        before = cached(here)
+        result = call(*given)
+        made.append(cached(here) - before)
+        return result
+
+    monkeypatch.setattr(OverClips, "__call__", watched)
+    shutil.move(here / "dit", here / "model" / "dit")
+    jax.clear_caches()
+    job = {"command": "recapture", "clip": "clip.mp4", "depth": "depth.npz"}
+    jobs = "".join(json.dumps(job | {"out": name}) + "\n" for name in "abc")
+    (here / "jobs.jsonl").write_text(jobs)
+    code, _, stderr = run("batch", "jobs.jsonl", *options)
+    assert code == 0, stderr
+    assert made == [set(), set()]
 
 
 def test_a_warm_up_that_would_be_forgotten_is_refused(user, run, monkeypatch):

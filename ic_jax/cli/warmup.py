@@ -1,21 +1,25 @@
 """`ic-jax warmup`: compile before there is anything to run."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
+from jax.stages import Compiled
 
 from .. import programs
+from ..batch import abstract_clip, window
 from ..director import check, resolve
 from ..edit import Edit
 from ..errors import InputError
-from ..model import abstract_model, calibrated
-from ..settings import Settings
+from ..model import Model, Weights, abstract_model, calibrated
+from ..settings import Settings, most_prompts
 from ..shot import Shot
 from .compile_cache import VARIABLE
-from .generator import Chosen
+from .generator import Chosen, Found
 from .source import Flat
+from .spread import places, spread
 
 FOOTAGE = {"recapture": Shot, "inpaint": Edit}
 
@@ -24,11 +28,16 @@ FOOTAGE = {"recapture": Shot, "inpaint": Edit}
 class Warmup:
     """Compile what a run will need, so that it starts at once; no weights are read.
 
-    Give the options of the run. What depends on the clip's own size is left to its first run.
+    Give the options of the run, on the machine that it will run on. What depends on the clip's
+    own size is left to its first run.
     """
 
     command: Literal["recapture", "inpaint", "both"] = "both"
     """What is to be run."""
+    devices: int | None = None
+    """Devices of the run; without it one, or all for a batch."""
+    batch: int | None = None
+    """Compile for `ic-jax batch`: as many jobs as it has of one command and the same settings."""
     chosen: Flat[Chosen] = field(default_factory=Chosen)
     settings: Flat[Settings] = field(default_factory=Settings)
 
@@ -37,15 +46,54 @@ class Warmup:
         folder = jax.config.jax_compilation_cache_dir
         if not folder or not jax.config.jax_enable_compilation_cache:
             raise InputError(f"nothing that is compiled would be kept; set {VARIABLE} to a folder")
-        found = self.chosen.find()
-        model = abstract_model(found.folder)._replace(variant=found.sizes)
-        model = calibrated(model, found.calibration, found.where)
-        for command in FOOTAGE if self.command == "both" else (self.command,):
-            footage = FOOTAGE[command]
-            settings = resolve(self.settings, model, footage is Edit)
-            for name, program in programs.lowered(model, settings, footage):
-                began = time.perf_counter()
-                memory = program.compile().memory_analysis().temp_size_in_bytes
-                took = time.perf_counter() - began
-                print(f"{command}, {name}: {took:.1f} s, works in {memory / 2**30:.2f} GiB")
+        compiled = self._of_one_clip() if self.batch is None else self._of_a_batch()
+        began = time.perf_counter()
+        for name, program in compiled:
+            memory = program.memory_analysis().temp_size_in_bytes
+            took = time.perf_counter() - began
+            print(f"{name}: {took:.1f} s, works in {memory / 2**30:.2f} GiB")
+            began = time.perf_counter()
         print(f"compiled programs in {folder}")
+
+    def _of_one_clip(self) -> Iterator[tuple[str, Compiled]]:
+        found = self.chosen.find()
+        prompts = most_prompts(found.sizes, self.settings)
+        devices = 1 if self.devices is None else self.devices
+        layout, shardings = spread(found.folder, found.sizes, prompts, devices)
+        model = _abstract(found, shardings)
+        for command in self._commands:
+            settings = resolve(self.settings, model, command == "inpaint")
+            for name, program in programs.compiled(model, settings, FOOTAGE[command], layout):
+                yield f"{command}, {name}", program
+
+    def _of_a_batch(self) -> Iterator[tuple[str, Compiled]]:
+        if self.batch < 1:
+            raise InputError(f"--batch is {self.batch}; give 1 or more")
+        found = self.chosen.find()
+        model = _abstract(found)
+        resolved = {
+            command: resolve(self.settings, model, command == "inpaint")
+            for command in self._commands
+        }
+        prompts = {most_prompts(found.sizes, settings) for settings in resolved.values()}
+        where = places(found.folder, found.sizes, prompts, self.devices, self.batch)
+        model = _abstract(found, where.shardings)
+        for command, settings in resolved.items():
+            run = where.over(window(found.sizes, settings, where.layout))
+            clip = abstract_clip(found.sizes, FOOTAGE[command])
+            name = f"{command}, {where.count} clips at a time"
+            yield name, run.lower(model.weights, clip).compile()
+
+    @property
+    def _commands(self) -> tuple[str, ...]:
+        return tuple(FOOTAGE) if self.command == "both" else (self.command,)
+
+
+def _abstract(found: Found, shardings: Weights | None = None) -> Model:
+    """As a run would load it, of shapes that lie where it would put the weights."""
+    model = abstract_model(found.folder)._replace(variant=found.sizes)
+    if shardings is not None:
+        lying = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        everywhere = jax.tree.broadcast(shardings, model.weights)
+        model = model._replace(weights=jax.tree.map(lying, model.weights, everywhere))
+    return calibrated(model, found.calibration, found.where)

@@ -59,7 +59,7 @@ def place(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
 
 
 def beside(weights: Weights, tree: PyTree) -> PyTree:
-    """`tree` on all devices of the weights' mesh, if they are on one.
+    """`tree`, of arrays or of shapes, on all devices of the weights' mesh, if they are on one.
 
     A program leaves its results there. One that is first given arrays from elsewhere, and then its
     own results, would be compiled twice.
@@ -67,7 +67,14 @@ def beside(weights: Weights, tree: PyTree) -> PyTree:
     sharding = jax.tree.leaves(weights.dit)[0].sharding
     if not isinstance(sharding, NamedSharding):
         return tree
-    return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+
+    def put(leaf: PyTree) -> PyTree:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.update(sharding=everywhere)
+        return jax.device_put(leaf, everywhere)
+
+    return jax.tree.map(put, tree)
 
 
 def _put(leaf: PyTree, sharding: NamedSharding) -> jax.Array:
