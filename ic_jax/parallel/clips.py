@@ -83,7 +83,7 @@ def over_clips(
 
 
 def over_mesh(function: Callable[..., PyTree], mesh: Mesh) -> OverClips:
-    """`over_clips` for a mesh, each of whose clips has several devices.
+    """`over_clips` for a mesh of this host's devices, several of which each clip has.
 
     It takes weights from `place`; `function` has the layout of the mesh (`sequence_layout`).
     """
