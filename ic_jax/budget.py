@@ -81,13 +81,14 @@ def predict(
     parameters: Mapping[str, int] | None = None,
     devices: int = 1,
     cut: bool = False,
+    reuse: bool = False,
 ) -> Budget:
     """The memory of a run of one clip, whose denoiser is asked with `calls` prompts at a time.
 
     `parameters` counts those of each network, as stored; by default those that the variant has.
     On several devices the tokens of the transformer are shared out, and the rows of the
     autoencoder's frames. With `cut` the transformer's weights are too; otherwise each device
-    holds all of them.
+    holds all of them. `reuse` says whether what the blocks added is kept for later steps.
     """
     if parameters is None:
         parameters = {name: cost.parameters(part) for name, part in networks(sizes).items()}
@@ -102,12 +103,12 @@ def predict(
         for name in weights.keys() & {"dit", "dit_low"}:
             weights[name] //= devices
     block = _umt5_block(sizes) * itemsize if host else 0
-    phases = _phases(sizes, calls, itemsize).items()
+    phases = _phases(sizes, calls, itemsize, reuse).items()
     work = {name: phase.per_device(devices) for name, phase in phases}
     return Budget(weights, block, work, host)
 
 
-def need(sizes: Variant, calls: int) -> Need:
+def need(sizes: Variant, calls: int, reuse: bool = False) -> Need:
     """The bytes of a run by what divides them on a mesh, as `parallel.choose` weighs them."""
     weights = predict(sizes, calls).weights
     itemsize = jnp.dtype(sizes.dtype).itemsize
@@ -116,11 +117,11 @@ def need(sizes: Variant, calls: int) -> Need:
         transformer=transformer,
         block=cost.block_memory(sizes.dit, itemsize),
         rest=sum(weights.values()),
-        phases=tuple(_phases(sizes, calls, itemsize).values()),
+        phases=tuple(_phases(sizes, calls, itemsize, reuse).values()),
     )
 
 
-def _phases(sizes: Variant, calls: int, itemsize: int) -> dict[str, Phase]:
+def _phases(sizes: Variant, calls: int, itemsize: int, reuse: bool) -> dict[str, Phase]:
     size = sizes.frames, sizes.height, sizes.width
     plane = cost.FLOAT32 * prod(size)
     grid = sizes.vae.latent_shape(*size)[:3]
@@ -130,12 +131,13 @@ def _phases(sizes: Variant, calls: int, itemsize: int) -> dict[str, Phase]:
     tokens = cost.dit_memory(sizes.dit, grid, calls, itemsize)
     block = cost.block_memory(sizes.dit, itemsize)
     text = cost.prepared_memory(sizes.dit, calls, itemsize)
+    said, saying = cost.reuse_memory(sizes.dit, grid, calls) if reuse else (0, 0)
     rows = sizes.height, grid[1]
     return {
         "fill": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, 0),
         "encode": Phase((_GEOMETRY + _OBSERVED) * plane, encode, rows),
-        "sample": Phase(_OBSERVED * plane + text + block, tokens),
-        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, rows),
+        "sample": Phase(_OBSERVED * plane + text + block + said, tokens + saying),
+        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text + said, decode, rows),
     }
 
 
@@ -189,15 +191,19 @@ def host_memory(root: Path = Path("/")) -> Memory | None:
 # The verdict ----------------------------------------------------------------------
 
 
-def check_fits(name: str, sizes: Variant, calls: int, memory: Memory | None) -> str | None:
+def check_fits(
+    name: str, sizes: Variant, calls: int, memory: Memory | None, reuse: bool = False
+) -> str | None:
     """One line of warning where a run may not fit; None where it does, or nobody knows.
+
+    `calls` and `reuse` are those of `predict`.
 
     Raises:
         InputError: it cannot fit, however far off the estimate is.
     """
     if memory is None:
         return None
-    budget = predict(sizes, calls)
+    budget = predict(sizes, calls, reuse=reuse)
     certain = sum(budget.weights.values()) + int(CERTAIN * max(budget.phases.values()))
     size = f"{sizes.frames} frames of {sizes.width}x{sizes.height}"
     if certain > memory.limit:

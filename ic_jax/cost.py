@@ -136,6 +136,16 @@ def dit_memory(config: DiTConfig, grid: Grid, batch: int, itemsize: int) -> int:
     return batch * (stream + itemsize * largest(dit_layers(config, grid)))
 
 
+def reuse_memory(config: DiTConfig, grid: Grid, batch: int) -> tuple[int, int]:
+    """Bytes that `--reuse` adds: to the sampler's state, exactly, and to its work, an estimate.
+
+    The state holds what the blocks added to the tokens, in float32. While they run there are the
+    tokens that they began with as well, and what they say now; at times XLA holds a third copy.
+    """
+    said = batch * FLOAT32 * token_count(config, grid) * config.dim
+    return said, 2 * said
+
+
 def block_memory(config: DiTConfig, itemsize: int) -> int:
     """Bytes of one block's weights, which a loop over stacked blocks copies out of their stack."""
     return itemsize * parameters(list(_dit_block(config, 0)))

@@ -205,7 +205,9 @@ def proceed(
         step = caching.reusing(consistent, halves, reused(sizes, settings), *measured)
     else:
         step = consistent(denoiser_of(asked), *measured)
-    return advance(step, state, levels)
+    after = advance(step, state, levels)
+    # As it came: XLA would leave it cut up, and compile the next step for that, in other memory.
+    return jax.tree.map(lambda leaf: layout.whole(leaf) if leaf.ndim else leaf, after)
 
 
 def refresh(

@@ -6,16 +6,22 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_model import TINY
 
 from convert import wan_dit
 from ic_jax import budget, cost
 from ic_jax.budget import Memory, check_fits, check_host_fits, fits, host_memory, predict
 from ic_jax.errors import InputError
 from ic_jax.fill import fill
+from ic_jax.model import Model, Weights, expected_shapes
+from ic_jax.models.layout import Layout
 from ic_jax.models.variants import variant
 from ic_jax.models.wan_dit import DiTConfig, WanDiT
 from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode, encode
-from ic_jax.programs import abstract_scene
+from ic_jax.parallel import MeshShape, device_mesh, sequence_layout, weight_shardings
+from ic_jax.programs import abstract_scene, abstract_window, proceed, steps
+from ic_jax.settings import Settings
 from ic_jax.shot import Shot
 
 # Our count over XLA's, which this is the stated factor of.
@@ -51,6 +57,63 @@ def test_a_call_of_the_transformer(dim, heads, ffn_dim, grid):
     measured = temporaries(run, wan_dit.target(config), *inputs)
     counted = cost.dit_memory(config, grid, batch=2, itemsize=4) + cost.block_memory(config, 4)
     assert_near(counted, measured)
+
+
+def step(sizes, settings, weights, layout=Layout(), where=None):
+    """A step of the sampler, compiled for arguments that lie `where`."""
+    seen, state = abstract_window(Model("tiny", sizes, weights, {}), settings, Shot)
+    (part, level), *_ = steps(sizes, settings)
+    context = shaped(2, sizes.dit.text_len, sizes.dit.text_dim)
+    put = lambda leaf: leaf.update(sharding=where)
+    known = jax.tree.map(put, (context, seen, state))
+    return proceed.lower(sizes, settings, part, weights, *known, level, layout).compile()
+
+
+def added_by_reuse(sizes, weights, *where):
+    """Bytes of a step's arguments, of results that take their place, and of what lies beside."""
+    plain, reusing = (
+        step(sizes, Settings(reuse=reuse), weights, *where).memory_analysis() for reuse in (0, 1)
+    )
+    return [
+        getattr(reusing, f"{kind}_size_in_bytes") - getattr(plain, f"{kind}_size_in_bytes")
+        for kind in ("argument", "alias", "temp")
+    ]
+
+
+LARGER = replace(TINY, dit=replace(TINY.dit, dim=96, ffn_dim=256), height=128, width=128)
+LATENT = 2, 16, 16
+
+
+@pytest.mark.parametrize("calls, guidance_scale", [(1, 1.0), (2, 2.0)])
+def test_what_is_reused_is_counted(calls, guidance_scale):
+    sizes = replace(LARGER, guidance_scale=guidance_scale)
+    kept, replaced, beside = added_by_reuse(sizes, Weights(**expected_shapes(sizes)))
+    said, saying = cost.reuse_memory(sizes.dit, LATENT, calls)
+    assert kept == replaced == said
+    assert_near(said + saying, kept + beside)
+    plain, reusing = (predict(sizes, calls, reuse=reuse) for reuse in (False, True))
+    assert reusing.phases["sample"] - plain.phases["sample"] == said + saying
+
+
+def test_on_a_mesh_every_device_keeps_it_and_they_share_the_work():
+    mesh = device_mesh(MeshShape(prompts=2, sequence=2), LARGER.dit.num_heads)
+    shapes = Weights(**expected_shapes(LARGER))
+    put = lambda leaf, sharding: leaf.update(sharding=sharding)
+    weights = jax.tree.map(put, shapes, weight_shardings(shapes, mesh, 1))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    # The state leaves as it came: else the next step would be compiled anew.
+    kept, replaced, beside = added_by_reuse(LARGER, weights, sequence_layout(mesh), everywhere)
+    said, saying = cost.reuse_memory(LARGER.dit, LATENT, 2)
+    assert kept == replaced == said
+    assert beside <= saying / 4
+    plain, reusing = (predict(LARGER, 2, devices=4, reuse=reuse) for reuse in (False, True))
+    assert reusing.phases["sample"] - plain.phases["sample"] == said + saying // 4
+
+
+def test_early_refusal_knows_of_reuse():
+    needed = predict(SIZES, 2).peak
+    assert check_fits("model", SIZES, 2, Memory(needed, needed)) is None
+    assert "may need" in check_fits("model", SIZES, 2, Memory(needed, needed), reuse=True)
 
 
 @pytest.mark.parametrize(

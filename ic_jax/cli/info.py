@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -183,16 +183,17 @@ def _memory(
 ) -> dict[str, Any]:
     """By how the transformer's weights lie on the devices: a copy on each, or cut up."""
     parameters = {name: part["parameters"] for name, part in components.items()}
-    given = {"parameters": parameters, "devices": devices}
+    of = partial(predict, sizes, _calls_per_step(sizes), parameters=parameters, devices=devices)
     return {
-        way: _budget_record(predict(sizes, _calls_per_step(sizes), cut=way == "cut", **given))
+        way: _budget_record(of(cut=way == "cut"), of(cut=way == "cut", reuse=True))
         for way in (("copied",) if devices == 1 else ("copied", "cut"))
     }
 
 
-def _budget_record(budget: Budget) -> dict[str, Any]:
-    cards = {f"{card} GB": fits(budget.peak, card) for card in CARDS}
-    return {**budget._asdict(), "peak": budget.peak, "fits": cards}
+def _budget_record(plain: Budget, reusing: Budget) -> dict[str, Any]:
+    cards = {f"{card} GB": fits(plain.peak, card) for card in CARDS}
+    more = reusing.phases["sample"] - plain.phases["sample"]
+    return {**plain._asdict(), "more_with_reuse": more, "peak": plain.peak, "fits": cards}
 
 
 # Shown ----------------------------------------------------------------------------
@@ -270,6 +271,7 @@ def _memory_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for name in first["phases"]:
         add(f"work: {name}", "phases", name)
     add("at most at once", "peak")
+    add("work: sample, more with --reuse", "more_with_reuse")
     for name in first["host"]:
         add(f"host's memory, {name}", "host", name)
     return rows
