@@ -16,8 +16,11 @@ from ic_jax.cost import token_count
 from ic_jax.geometry.camera import Camera
 from ic_jax.geometry.warp import warp_operator
 from ic_jax.model import Weights, expected_shapes
+from ic_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from ic_jax.models.layout import Layout
+from ic_jax.models.umt5 import UMT5Encoder
 from ic_jax.models.variants import VARIANTS
+from ic_jax.models.wan_dit import WanDiT
 from ic_jax.models.wan_vae import encode
 from ic_jax.parallel import MeshShape, device_mesh, sequence_layout, weight_shardings
 from ic_jax.pipeline import Scene, recapture
@@ -54,6 +57,11 @@ def arguments(sizes):
     return weights(sizes), scene, context, jax.eval_shape(lambda: jax.random.key(0))
 
 
+def as_users_do():
+    """Tests ask for float32 everywhere (conftest); users ask for nothing."""
+    return jax.default_matmul_precision(None)
+
+
 @cache
 def sampler(sizes, steps=None, layout=Layout()):
     """Traced once for all platforms."""
@@ -65,7 +73,8 @@ def program(name, platform, steps=None):
     """StableHLO of the sampler, from the clip and its depth to the decoded clip."""
     sizes = VARIANTS[name]
     export = jax.export.export(sampler(sizes, steps), platforms=[platform])
-    exported = export(*arguments(sizes))
+    with as_users_do():
+        exported = export(*arguments(sizes))
     assert exported.platforms == (platform,)
     (result,) = exported.out_avals
     assert result.shape == (sizes.frames, sizes.height, sizes.width, 3)
@@ -84,16 +93,68 @@ def test_the_sampler_lowers_at_full_size(name, platform):
     assert ("tpu_custom_call" in text) == (platform == "tpu")  # the fused kernel
 
 
-@pytest.mark.parametrize("platform, taps", [("tpu", False), ("cuda", False), ("cpu", True)])
-def test_the_autoencoder_convolves_as_suits_the_platform(platform, taps):
-    """In three dimensions at once, but for CPUs as images, one tap in time after the other."""
+def encoder(platform):
+    """StableHLO of the small model's encoder."""
     sizes = VARIANTS["nano"]
     run = jax.jit(lambda params, clip: encode(sizes.vae, params, clip, chunk=4))
     clip = array(1, sizes.frames, sizes.height, sizes.width, 3)
     exported = jax.export.export(run, platforms=[platform])(weights(sizes).vae, clip)
-    text = exported.mlir_module()
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize("platform, taps", [("tpu", False), ("cuda", False), ("cpu", True)])
+def test_the_autoencoder_convolves_as_suits_the_platform(platform, taps):
+    """In three dimensions at once, but for CPUs as images, one tap in time after the other."""
+    text = encoder(platform)
     assert ("[b, 0, 1, 2, f]x" in text) == (not taps)
     assert ("[b, 0, 1, f]x" in text) == taps
+
+
+def float32_products(text):
+    """The shapes that enter each product, whether it is a convolution, and what it asks for."""
+    lines = re.findall(r"stablehlo\.(dot_general|convolution)\b(.*) : \((.*)\) ->", text)
+    found = [
+        (shapes, kind == "convolution", set(re.findall(r"\b(?:DEFAULT|HIGHEST|HIGH)\b", asked)))
+        for kind, asked, shapes in lines
+        if "f32>" in shapes
+    ]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_what_is_float32_is_multiplied_so_and_nearly_so_in_the_autoencoder(platform):
+    """Fills, masks, time embedding and head in full; frames and latents with HIGH."""
+    vae = VARIANTS[SMALL].vae
+    width = vae.base * vae.multipliers[-1]
+    for shapes, convolves, asked in float32_products(program(SMALL, platform)):
+        in_autoencoder = convolves or f"<{width}x" in shapes
+        assert asked == ({"HIGH"} if in_autoencoder else {"HIGHEST"}), shapes
+
+
+def test_networks_in_float32_are_multiplied_so():
+    """Those of the small model, whose float32 is no island."""
+    sizes, clip = VARIANTS["nano"], CLIPVisionConfig(dim=16, ffn_dim=32, heads=2, layers=1)
+    tokens = array(1, 8, dtype=jnp.int32)
+    x, context = array(1, *sizes.dit.patch, 16), array(1, 8, sizes.dit.text_dim)
+    for network, *given in (
+        (UMT5Encoder(sizes.umt5), tokens, tokens),
+        (CLIPVision(clip), array(1, clip.image, clip.image, 3)),
+        (WanDiT(sizes.dit), x, array(1), context),
+    ):
+        params = jax.eval_shape(network.init, jax.random.key(0), *given)
+        with as_users_do():
+            exported = jax.export.export(jax.jit(network.apply), platforms=["tpu", "cuda"])
+            text = exported(params, *given).mlir_module()
+        assert all(asked == {"HIGHEST"} for _, _, asked in float32_products(text))
+
+
+@pytest.mark.parametrize("chosen", ["highest", "default"])
+def test_a_users_own_precision_rules_in_the_autoencoder(chosen):
+    with jax.default_matmul_precision(chosen):
+        text = encoder("cuda")
+    asked = [asked for _, convolves, asked in float32_products(text) if convolves]
+    assert all(each <= {chosen.upper()} and (each or chosen == "default") for each in asked)
 
 
 def test_the_program_does_not_grow_with_blocks_and_steps():

@@ -10,6 +10,7 @@ from flax.linen import initializers as init
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from .attention import attention
+from .precision import highest
 
 _EPS = 1e-5
 
@@ -158,7 +159,7 @@ class _FeedForward(nn.Module):
 
 
 def _dense(features: int, dtype: DTypeLike, name: str, use_bias: bool = True) -> nn.Dense:
-    return nn.Dense(features, use_bias, dtype=dtype, name=name)
+    return nn.Dense(features, use_bias, dtype=dtype, precision=highest(dtype), name=name)
 
 
 def _layer_norm(name: str) -> nn.LayerNorm:

@@ -10,6 +10,8 @@ import numpy as np
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PyTree
 
+from .precision import highest
+
 PAD, EOS, BYTE_OFFSET = 0, 1, 3
 BYTE_VOCAB = BYTE_OFFSET + 256
 
@@ -157,11 +159,12 @@ class _Attention(nn.Module):
             )
         )
         table = self.param("position_bias", init.normal(cfg.dim**-0.5), (cfg.buckets, cfg.heads))
-        scores = jnp.einsum("blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32)
+        product = partial(jnp.einsum, precision=highest(self.dtype))
+        scores = product("blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32)
         scores = scores + jnp.moveaxis(table[buckets], -1, 0).astype(jnp.float32)
         scores = jnp.where(mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores).astype(self.dtype)
-        heads = jnp.einsum("bhlm,bmhd->blhd", weights, v)
+        heads = product("bhlm,bmhd->blhd", weights, v)
         heads = heads.reshape(*heads.shape[:2], cfg.heads * cfg.head_dim)
         return _dense(cfg.dim, (cfg.heads * cfg.head_dim) ** -0.5, self.dtype, "o")(heads)
 
@@ -185,4 +188,11 @@ class _FeedForward(nn.Module):
 
 
 def _dense(features: int, std: float, dtype: DTypeLike, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init.normal(std), name=name)
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=dtype,
+        precision=highest(dtype),
+        kernel_init=init.normal(std),
+        name=name,
+    )

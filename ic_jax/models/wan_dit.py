@@ -11,6 +11,7 @@ from flax.linen import initializers as init
 from jaxtyping import Array, DTypeLike, Float
 
 from .layout import Layout
+from .precision import highest
 
 IMAGE_TOKENS = 257
 _ROPE_THETA = 10_000.0
@@ -382,9 +383,9 @@ class _Head(nn.Module):
 def _dense(
     features: int, dtype: DTypeLike, name: str | None = None, kernel_init=init.xavier_uniform()
 ) -> nn.Dense:
-    # What is float32 by design stays so on GPU and TPU, whose default is a shorter mantissa.
-    precision = "highest" if jnp.dtype(dtype) == jnp.float32 else None
-    return nn.Dense(features, dtype=dtype, precision=precision, kernel_init=kernel_init, name=name)
+    return nn.Dense(
+        features, dtype=dtype, precision=highest(dtype), kernel_init=kernel_init, name=name
+    )
 
 
 # The fast variance, E[x²] - E[x]², loses digits.

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from .attention import attention
 from .frames import to_bytes
 from .layout import Place, anywhere
+from .precision import high
 
 WAN21_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -131,7 +132,12 @@ def conv_at_once(
 ) -> Float[Array, "b t2 h2 w2 d"]:
     """One convolution in three dimensions, valid in time; `padding` is of height and width."""
     return jax.lax.conv_general_dilated(
-        x, kernel, strides, ((0, 0), *padding), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        x,
+        kernel,
+        strides,
+        ((0, 0), *padding),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        precision=high(),
     )
 
 
@@ -205,8 +211,9 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
         y = rearrange(ChannelNorm(name="norm")(x), "b t h w c -> (b t) (h w) 1 c")
-        q, k, v = jnp.split(nn.Dense(3 * c, name="qkv", dtype=x.dtype)(y), 3, axis=-1)
-        y = nn.Dense(c, name="out", dtype=x.dtype)(attention(q, k, v))
+        dense = partial(nn.Dense, dtype=x.dtype, precision=high())
+        q, k, v = jnp.split(dense(3 * c, name="qkv")(y), 3, axis=-1)
+        y = dense(c, name="out")(attention(q, k, v))
         return x + y.reshape(b, t, h, w, c)
 
 

@@ -35,7 +35,7 @@ def attention(
     """softmax(q kᵀ / √d) v over `m`, with a float32 softmax; the result has the dtype of `q`.
 
     16-bit inputs take the platform's fused kernel. Those multiply in 16 bits whatever they are
-    given, so that float32 goes by `chunked`, at the precision that JAX is set to.
+    given, so that float32 goes by `chunked`, which keeps all of its bits.
     """
     if q.dtype.itemsize > 2:
         return chunked(q, k, v)

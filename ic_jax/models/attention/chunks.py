@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..precision import highest
+
 # Scores held at once, as float32: up to 64 MiB in one go, and beyond that chunks of 4 MiB,
 # which stay near the cores of a CPU.
 _WHOLE = 1 << 24
@@ -41,8 +43,9 @@ def chunked(
 def _one_head(
     q: Float[Array, "l d"], k: Float[Array, "m d"], v: Float[Array, "m d"]
 ) -> Float[Array, "l d"]:
-    scores = jnp.einsum("ld,md->lm", q, k, preferred_element_type=jnp.float32)
+    in_float32 = {"preferred_element_type": jnp.float32, "precision": highest(q.dtype)}
+    scores = jnp.einsum("ld,md->lm", q, k, **in_float32)
     shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    out = jnp.einsum("lm,md->ld", shares.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = jnp.einsum("lm,md->ld", shares.astype(v.dtype), v, **in_float32)
     # Divided last: there are fewer values than scores.
     return (out / shares.sum(-1, keepdims=True)).astype(v.dtype)

@@ -1,0 +1,33 @@
+"""How exactly float32 is multiplied, which JAX leaves to the platform unless it is asked.
+
+Bits of the mantissa that enter a product; the sum is float32 in any case:
+
+asked for          CPU   GPU (from Ampere)   TPU
+nothing            24    11 (TF32)            8 (bfloat16, one pass)
+HIGH               24    11                  16 (three passes)
+HIGHEST            24    24                  24 (six passes)
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+from jaxtyping import DTypeLike
+
+
+def highest(dtype: DTypeLike) -> Precision | None:
+    """For products in `dtype`: what is float32 by design stays so; 16 bits have none to lose."""
+    return Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def high() -> Precision | None:
+    """For the autoencoder, whose work is large: as PyTorch convolves in float32 on a GPU.
+
+    There it is what JAX does anyway. On a TPU it takes three passes: one would round what 8-bit
+    frames come from to 8 bits. Of a run's FLOPs at 480p the autoencoder's are 1.5 % (1.3B, 50
+    steps of two calls) or 0.3 % (14B).
+
+    JAX's own setting rules where there is one. JAX_DEFAULT_MATMUL_PRECISION=highest gives parity
+    with float32, for twice the passes on a TPU, and on a GPU without the tensor cores, at a
+    seventh of their peak (H100); =bfloat16 gives one pass on a TPU.
+    """
+    return None if jax.config.jax_default_matmul_precision else Precision.HIGH
