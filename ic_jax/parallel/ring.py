@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ic_jax.models.precision import highest
+
 # Score entries held at once: 64 MiB in float32.
 _SCORE_BUDGET = 1 << 24
 
@@ -56,18 +58,19 @@ def partial_attention(
     """Attention to the first `keys` of m keys; where there are none, with a share of zero."""
     batch, queries, heads, head_dim = q.shape
     q = q * head_dim**-0.5
+    in_float32 = {"preferred_element_type": jnp.float32, "precision": highest(q.dtype)}
     real = jnp.arange(k.shape[1]) < keys
 
     def attend(
         rows: Float[Array, "b ... h d"],
     ) -> tuple[Float[Array, "b ... h d"], Float[Array, "b ... h"]]:
-        scores = jnp.einsum("b...hd,bmhd->b...hm", rows, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("b...hd,bmhd->b...hm", rows, k, **in_float32)
         scores = jnp.where(real, scores, _NEVER)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
         weights = weights.astype(v.dtype)
-        out = jnp.einsum("b...hm,bmhd->b...hd", weights, v, preferred_element_type=jnp.float32)
+        out = jnp.einsum("b...hm,bmhd->b...hd", weights, v, **in_float32)
         return out / total, (top + jnp.log(total))[..., 0]
 
     chunk = max(1, _SCORE_BUDGET // (batch * heads * k.shape[1]))
