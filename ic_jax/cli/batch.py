@@ -118,12 +118,14 @@ class Batch:
         """Says what may not fit, and refuses what cannot."""
         jobs = [line.job for lines in alike for line in lines]
         prompts = {most_prompts(found.sizes, job.settings) for job in jobs}
+        reuse = any(job.settings.reuse for job in jobs)
         if any(job.generator.context is None for job in jobs):
             check_host_fits(found.name, found.sizes, host_memory())
-        where = places(found.folder, found.sizes, prompts, self.devices, max(map(len, alike)))
+        most = max(map(len, alike))
+        where = places(found.folder, found.sizes, prompts, self.devices, most, reuse)
         if where.count * where.devices_each == 1:
             memory = device_memory(jax.local_devices()[0])
-            if warning := check_fits(found.name, found.sizes, max(prompts), memory):
+            if warning := check_fits(found.name, found.sizes, max(prompts), memory, reuse):
                 note(warning)
         return where
 

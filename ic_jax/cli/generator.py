@@ -116,7 +116,8 @@ class Generator(Chosen):
             InputError: a model, a size or a setting that does not exist or does not fit.
         """
         found, prompts = self._checked(settings)
-        layout, shardings = spread(found.folder, found.sizes, prompts, self.devices)
+        reuse = settings.reuse > 0
+        layout, shardings = spread(found.folder, found.sizes, prompts, self.devices, reuse)
         with timed(seconds, "text"):
             told = self._told(found.folder, found.sizes)
         for line in told.cuts:
@@ -188,7 +189,8 @@ class Generator(Chosen):
             check_host_fits(found.name, found.sizes, host_memory())
         if self.devices == 1:  # more of them are chosen by their memory
             memory = device_memory(jax.local_devices()[0])
-            if warning := check_fits(found.name, found.sizes, prompts, memory):
+            known = found.name, found.sizes, prompts, memory, settings.reuse > 0
+            if warning := check_fits(*known):
                 note(warning)
         return found, prompts
 

@@ -44,8 +44,12 @@ class Places(NamedTuple):
     """Makes a function of one clip one of many."""
 
 
-def spread(folder: Path, sizes: Variant, prompts: int, count: int) -> tuple[Layout, Weights | None]:
+def spread(
+    folder: Path, sizes: Variant, prompts: int, count: int, reuse: bool = False
+) -> tuple[Layout, Weights | None]:
     """How the transformer of a model runs on so many devices, and where each weight goes.
+
+    `prompts` and `reuse` are those of a run, as its memory is counted.
 
     Raises:
         InputError: more devices than there are, or not enough memory on them.
@@ -53,11 +57,16 @@ def spread(folder: Path, sizes: Variant, prompts: int, count: int) -> tuple[Layo
     devices = first_devices(count)
     if count == 1:
         return Layout(), None
-    return _on_mesh(folder, sizes, _shape(sizes, {prompts}, devices), devices)
+    return _on_mesh(folder, sizes, _shape(sizes, {prompts}, reuse, devices), devices)
 
 
 def places(
-    folder: Path, sizes: Variant, prompts: set[int], count: int | None, clips: int
+    folder: Path,
+    sizes: Variant,
+    prompts: set[int],
+    count: int | None,
+    clips: int,
+    reuse: bool = False,
 ) -> Places:
     """How so many clips, asked with one prompt or two each, run on `count` devices or on all.
 
@@ -67,7 +76,7 @@ def places(
         InputError: more devices than there are, or not enough memory on them.
     """
     devices = first_devices(count)
-    shape = _shape(sizes, prompts, devices, clips) if len(devices) > 1 else MeshShape()
+    shape = _shape(sizes, prompts, reuse, devices, clips) if len(devices) > 1 else MeshShape()
     each = shape.devices // shape.clips
     if each == shape.weights == 1:
         shardings = Weights(**dict.fromkeys(Weights._fields, on_every(devices)))
@@ -78,7 +87,7 @@ def places(
 
 
 def _shape(
-    sizes: Variant, prompts: set[int], devices: Sequence[jax.Device], clips: int = 1
+    sizes: Variant, prompts: set[int], reuse: bool, devices: Sequence[jax.Device], clips: int = 1
 ) -> MeshShape:
     # Not what is free just now: a run that is taken up again has to find the mesh it began on.
     known = [memory.limit for memory in map(device_memory, devices) if memory is not None]
@@ -87,7 +96,8 @@ def _shape(
     room = min(known, default=2**63) // shared
     rows = gcd(sizes.dit.dim, sizes.dit.ffn_dim)
     given = {"clips": clips, "prompts": min(prompts), "width": rows}
-    return choose(need(sizes, max(prompts)), len(devices), room, sizes.dit.num_heads, **given)
+    needed = need(sizes, max(prompts), reuse)
+    return choose(needed, len(devices), room, sizes.dit.num_heads, **given)
 
 
 def _on_mesh(

@@ -59,7 +59,8 @@ class Warmup:
         found = self.chosen.find()
         prompts = most_prompts(found.sizes, self.settings)
         devices = 1 if self.devices is None else self.devices
-        layout, shardings = spread(found.folder, found.sizes, prompts, devices)
+        reuse = self.settings.reuse > 0
+        layout, shardings = spread(found.folder, found.sizes, prompts, devices, reuse)
         model = _abstract(found, shardings)
         for command in self._commands:
             settings = resolve(self.settings, model, command == "inpaint")
@@ -76,7 +77,8 @@ class Warmup:
             for command in self._commands
         }
         prompts = {most_prompts(found.sizes, settings) for settings in resolved.values()}
-        where = places(found.folder, found.sizes, prompts, self.devices, self.batch)
+        reuse = self.settings.reuse > 0
+        where = places(found.folder, found.sizes, prompts, self.devices, self.batch, reuse)
         model = _abstract(found, where.shardings)
         for command, settings in resolved.items():
             run = where.over(window(found.sizes, settings, where.layout))
