@@ -155,7 +155,7 @@ def direct(
     the networks over the devices that their weights lie on (`parallel`).
 
     Raises:
-        InputError: nothing of the source is visible in the result.
+        InputError: nothing of the source is visible in the result, or the sample overflowed.
     """
     sizes, weights = model.variant, model.weights
     seconds: dict[str, float] = {}
@@ -181,6 +181,7 @@ def direct(
             for midway in _steps(model, settings, context, midway, layout):
                 progress("sample", 1)
                 keep(midway)
+        _check_finite(midway.state)
         progress("decode", 0)
         with timed(seconds, "decode"):
             decoded = programs.finish(sizes, weights, midway.state, layout)
@@ -188,6 +189,15 @@ def direct(
         midway = None
 
     return joined(settings, fit, finished, observed, visible, seconds)
+
+
+def _check_finite(state: State) -> None:
+    # as bytes, not-a-number would be black without a word
+    if not np.isfinite(np.asarray(state.x)).all():
+        raise InputError(
+            "the sample is not finite: the model overflowed; use less guidance, and see with"
+            " ic-jax verify whether its weights were converted well"
+        )
 
 
 def joined(

@@ -240,6 +240,13 @@ def test_a_file_without_jobs_is_refused(here, run, content, complaint):
     assert not (here / "batch").exists()
 
 
+def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeypatch):
+    waited = []
+    monkeypatch.setattr("ic_jax.cli.batch.part", lambda: waited.append("until all are done"))
+    assert run("batch", "nowhere.jsonl", "--model", "model")[0] == 2
+    assert waited == ["until all are done"]
+
+
 def test_a_batch_that_is_stopped_ends_what_it_writes_and_begins_nothing(here, batch, monkeypatch):
     monkeypatch.setattr(studio, "window", stand_in)
     call, write, rounds, second = OverClips.__call__, studio.deliver, [], Event()

@@ -50,6 +50,12 @@ def test_a_take_has_the_bytes_that_its_floats_would_have():
     assert len(np.unique(take.result)) > 30
 
 
+def test_a_sample_that_overflowed_is_no_clip():
+    with pytest.raises(InputError, match="the sample is not finite"):
+        settings = Settings(steps=1, composite=True)
+        direct(MODEL, settings, moved_shot(*SHAPE), jnp.nan * tiny_context())
+
+
 def test_what_is_forgotten_is_smoothed_as_in_floats():
     frames, keep = noise(*SHAPE), np.ones(SHAPE, bool)
     keep[:, 4:9, 8:20] = False

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .. import text
 from ..budget import check_fits, check_host_fits, device_memory, host_memory
 from ..director import resolve
+from ..errors import InputError
 from ..model import Model, Weights, calibrated, fingerprint, load_uncalibrated
 from ..output import holds_result
 from ..parallel import join, mine, part
@@ -56,6 +57,17 @@ class Batch:
 
     def run(self) -> None:
         self._join()
+        try:
+            failed = self._share()
+        except InputError:
+            part()  # before it is told: the other hosts would end with this one
+            raise
+        part()
+        if failed:
+            sys.exit(1)
+
+    def _share(self) -> int:
+        """Makes this host's jobs; returns how many failed."""
         lines, found = read_jobs(self.jobs, self.out), self.chosen.find()
         lines = self._resolved(lines, found)
         own = set(mine(line.name for line in lines))
@@ -69,9 +81,7 @@ class Batch:
             f"made {len(left) - failed}, failed {failed}, "
             f"there before {len(lines) - len(left)}; results in {self.out}/"
         )
-        part()
-        if failed:
-            sys.exit(1)
+        return failed
 
     def _join(self) -> None:
         cluster = self.coordinator, self.num_processes, self.process_id
