@@ -46,6 +46,7 @@ from ic_jax.director import check, variance_scale
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae
+from ic_jax.models.variants import Variant
 from ic_jax.pipeline import Observation, Scene, finish, observe, sample
 from ic_jax.report import psnr_db
 from ic_jax.settings import Settings
@@ -192,8 +193,7 @@ def prepare(arguments: Arguments) -> Study:
     model = load_model(arguments.model)
     sizes = model.variant
     judge = classifier.trained(model, arguments.data)
-    size = sizes.frames, sizes.height, sizes.width
-    tasks = list(edit_tasks(arguments.data / "edits", arguments.tasks, *size, shadow=True))
+    tasks = tasks_of(sizes, arguments.data, arguments.tasks, shadow=True)
     prompts = ["", *sorted({caption for task in tasks for caption in task.captions})]
     embedded = embed_prompts(find_model(arguments.model), sizes, prompts)
     contexts = dict(zip(prompts, np.asarray(embedded.context), strict=True))
@@ -207,13 +207,10 @@ def prepare(arguments: Arguments) -> Study:
     return Study(model, judge, tasks, contexts, settings)
 
 
-def without_shadows(study: Study, data: Path) -> Study:
-    """The same study with masks around the objects alone."""
-    sizes = study.model.variant
+def tasks_of(sizes: Variant, data: Path, number: int, shadow: bool) -> list[EditTask]:
+    """The tasks at the model's size, with the object's shadow under the mask or without."""
     size = sizes.frames, sizes.height, sizes.width
-    return study._replace(
-        tasks=list(edit_tasks(data / "edits", len(study.tasks), *size, shadow=False))
-    )
+    return list(edit_tasks(data / "edits", number, *size, shadow))
 
 
 def judge_the_judge(study: Study, data: Path) -> dict[str, list]:
@@ -296,7 +293,8 @@ def shares(study: Study) -> tuple[range, range]:
 def main(arguments: Arguments) -> None:
     wide = prepare(arguments)
     with_shadow, folder = run(wide, arguments.data)
-    object_alone, _ = run(without_shadows(wide, arguments.data), arguments.data)
+    narrow = tasks_of(wide.model.variant, arguments.data, arguments.tasks, shadow=False)
+    object_alone, _ = run(wide._replace(tasks=narrow), arguments.data)
     rights = judge_the_judge(wide, arguments.data)
     text, summary = report(with_shadow, object_alone, rights, facts(arguments))
     arguments.results.mkdir(parents=True, exist_ok=True)
