@@ -10,12 +10,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from . import framing, pipeline, programs
-from .director import Footage, Take, joined, look, plan, scenes, timed
+from .director import Footage, Take, joined, look, overflowed, plan, scenes, timed
 from .edit import Edit
+from .errors import InputError
 from .model import Model, Weights
 from .models.layout import Layout
 from .models.variants import Variant
@@ -42,6 +44,14 @@ class Reel(NamedTuple):
     seconds: dict[str, float]
 
 
+class Window(NamedTuple):
+    """What a window came to. Over clips, each of these has a leading axis, on the host."""
+
+    frames: UInt8[Array | np.ndarray, "*n t h w 3"]
+    finite: Bool[Array | np.ndarray, "*n"]
+    """Whether the sample is: as bytes, not-a-number would be black without a word."""
+
+
 def begin(
     model: Model, name: str, footage: Footage, context: Float[np.ndarray, "2 l d"], seed: int
 ) -> Reel:
@@ -60,29 +70,32 @@ def begin(
 
 def side_by_side(
     model: Model, settings: Settings, reels: Iterable[Reel], run: OverClips, places: int
-) -> Iterator[tuple[str, Take]]:
+) -> Iterator[tuple[str, Take | InputError]]:
     """Directs clips, so many at a time as there are places, and gives each when it has ended.
 
     `run` is `window` over clips (`parallel.over_clips` or `over_mesh`), the model's weights lie
     where it wants them, and `settings` are resolved. A clip has the frames that `director.direct`
     gives it, up to rounding, whichever clips run beside it. Its seconds are those of its rounds.
+    One whose sample overflowed ends there: in place of its take stands what to say of it.
     """
     reels, active = iter(reels), []
     while active := [*active, *islice(reels, places - len(active))]:
         began = time.perf_counter()
         made = run(model.weights, _stacked([_next_window(reel) for reel in active]))
         took = time.perf_counter() - began
-        active = [_advanced(*each, took) for each in zip(active, made, strict=True)]
-        for reel in active:
-            if _has_ended(reel):
+        came_to, active = zip(active, *made, strict=True), []
+        for reel, frames, finite in came_to:
+            reel = _advanced(reel, frames, took)
+            if not finite:
+                yield reel.name, overflowed()
+            elif len(reel.finished) < len(reel.windows):
+                active.append(reel)
+            else:
                 told = reel.fit, reel.finished, reel.observed, reel.visible, reel.seconds
                 yield reel.name, joined(settings, *told)
-        active = [reel for reel in active if not _has_ended(reel)]
 
 
-def window(
-    sizes: Variant, settings: Settings, layout: Layout = Layout()
-) -> Callable[..., UInt8[Array, "t h w 3"]]:
+def window(sizes: Variant, settings: Settings, layout: Layout = Layout()) -> Callable[..., Window]:
     """A window from beginning to end, as one pure function of weights and arrays."""
 
     def run(
@@ -91,11 +104,12 @@ def window(
         filler: Scene,
         context: Float[Array, "2 l d"],
         key: UInt32[Array, " n"],
-    ) -> UInt8[Array, "t h w 3"]:
+    ) -> Window:
         mask_key, noise_key = jax.random.split(jax.random.wrap_key_data(key))
         seen = pipeline.observe(sizes, settings, weights, scene, filler, mask_key, layout)
         state = pipeline.sample(sizes, settings, weights, context, seen, noise_key, layout)
-        return pipeline.finish_bytes(sizes, weights, state, layout)
+        frames = pipeline.finish_bytes(sizes, weights, state, layout)
+        return Window(frames, jnp.isfinite(state.x).all())
 
     return run
 
@@ -123,7 +137,3 @@ def _stacked(windows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
 def _advanced(reel: Reel, made: UInt8[np.ndarray, "t h w 3"], seconds: float) -> Reel:
     total = {"sample": reel.seconds.get("sample", 0.0) + seconds}
     return reel._replace(finished=[*reel.finished, made], seconds=reel.seconds | total)
-
-
-def _has_ended(reel: Reel) -> bool:
-    return len(reel.finished) == len(reel.windows)

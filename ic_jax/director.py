@@ -181,7 +181,9 @@ def direct(
             for midway in _steps(model, settings, context, midway, layout):
                 progress("sample", 1)
                 keep(midway)
-        _check_finite(midway.state)
+        # as bytes, not-a-number would be black without a word
+        if not np.isfinite(np.asarray(midway.state.x)).all():
+            raise overflowed()
         progress("decode", 0)
         with timed(seconds, "decode"):
             decoded = programs.finish(sizes, weights, midway.state, layout)
@@ -191,13 +193,12 @@ def direct(
     return joined(settings, fit, finished, observed, visible, seconds)
 
 
-def _check_finite(state: State) -> None:
-    # as bytes, not-a-number would be black without a word
-    if not np.isfinite(np.asarray(state.x)).all():
-        raise InputError(
-            "the sample is not finite: the model overflowed; use less guidance, and see with"
-            " ic-jax verify whether its weights were converted well"
-        )
+def overflowed() -> InputError:
+    """What is said of a clip whose sample is not finite."""
+    return InputError(
+        "the sample is not finite: the model overflowed; use less guidance, and see with"
+        " ic-jax verify whether its weights were converted well"
+    )
 
 
 def joined(

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from tiny_folder import NAME, write_tiny
 from tiny_model import TINY, tiny_context, tiny_weights
 from tiny_window import stand_in
 
+from ic_jax import text
 from ic_jax.batch import begin, side_by_side, window
 from ic_jax.budget import Memory, need
 from ic_jax.cli import spread, studio
@@ -109,8 +111,11 @@ def test_a_clip_is_what_it_is_alone(here, devices, lengths):
         begin(MODEL, str(n), footage(frames, n), np.asarray(tiny_context(n)), seed=n)
         for n, frames in enumerate(lengths)
     ]
+    # Of another, whose model overflows, there is no window after the first.
+    bad = begin(MODEL, "bad", footage(12, 0), np.full_like(tiny_context(), np.nan), seed=0)
     run = where.over(window(MODEL.variant, settings, where.layout))
-    takes = dict(side_by_side(placed, settings, reels, run, where.count))
+    takes = dict(side_by_side(placed, settings, [bad, *reels], run, where.count))
+    assert "the sample is not finite" in str(takes.pop("bad"))
     assert takes.keys() == {str(n) for n in range(len(lengths))}
     for n, frames in enumerate(lengths):
         alone = direct(MODEL, settings, footage(frames, n), tiny_context(n), seed=n)
@@ -285,6 +290,17 @@ def test_a_batch_that_is_stopped_ends_what_it_writes_and_begins_nothing(here, ba
     assert "a" in made and made <= {"a", "b"}
     for name in made:
         assert holds_result(here / "out" / name, "command", "inpaint")
+
+
+def test_a_job_whose_sample_overflows_is_one_line_and_no_clip(here, batch, monkeypatch):
+    monkeypatch.setattr(studio, "window", stand_in)
+    text.save_context("bad.safetensors", jnp.nan * tiny_context(), ("", ""), NAME, TINY)
+    jobs = edit(out="a"), edit(out="b", context="bad.safetensors"), edit(out="c")
+    code, stdout, stderr = batch(*jobs)
+    assert code == 1 and "made 2, failed 1, there before 0" in stdout
+    (line,) = [line for line in stderr.replace("\r", "\n").split("\n") if "ic-jax: " in line]
+    assert line.startswith("ic-jax: jobs.jsonl, line 2: the sample is not finite")
+    assert {path.name for path in (here / "out").iterdir()} == {"a", "c"}
 
 
 def test_a_job_that_cannot_be_written_is_one_line_after_those_before_it(here, batch, monkeypatch):

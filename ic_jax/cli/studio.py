@@ -60,7 +60,10 @@ class Studio(NamedTuple):
                     yield reel
 
         for name, take in side_by_side(self.model, settings, reels(), run, self.where.count):
-            self.clerk.later(self._deliver, opened.pop(name), take)
+            if isinstance(take, InputError):
+                self.clerk.later(self._refuse, opened.pop(name).line, take)
+            else:
+                self.clerk.later(self._deliver, opened.pop(name), take)
 
     def _opened(
         self, line: Line, material: Material, seconds: dict[str, float]
