@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ic_jax import text
+from ic_jax.cli import generator
 from ic_jax.model import BUNDLED
 from ic_jax.video import read_video, write_video
 
@@ -119,3 +121,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, clip, tmp_path, make, opt
     assert last.startswith("ic-jax: ") and said in last
     assert "Traceback" not in stderr and stdout == ""
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--refresh-at", "0.001"], "--refresh-at is 0.001, and the last of"),
+        (["--guided-from", "0.001"], "no step begins from --guided-from 0.001"),
+        (["--calibration", "mask.png"], "mask.png: "),
+    ],
+)
+def test_settings_are_refused_before_weights_are_read(
+    run, clip, tmp_path, monkeypatch, options, said
+):
+    mask(0.5)(tmp_path)
+    for module, name in (text, "embed_prompts"), (generator, "load_uncalibrated"):
+        monkeypatch.setattr(module, name, None)
+    code, stdout, stderr = run("inpaint", "clip.mp4", *PNG, *options)
+    assert code == 2 and said in stderr and stdout == ""

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from .. import text
 from ..budget import check_fits, check_host_fits, device_memory, host_memory
-from ..director import resolve
 from ..errors import InputError
-from ..model import Model, Weights, calibrated, fingerprint, load_uncalibrated
+from ..model import calibrated, fingerprint, load_uncalibrated
 from ..output import holds_result
 from ..parallel import join, mine, part
 from ..settings import most_prompts
@@ -91,7 +90,6 @@ class Batch:
     def _resolved(self, lines: Sequence[Line], found: Found) -> list[Line]:
         """With all settings, which depend on the model, though not on its weights."""
         sizes = found.sizes
-        model = Model(found.name, sizes, Weights(vae={}, dit={}), found.calibration)
         common = {
             "model": [found.name, fingerprint(found.folder)],
             "calibration": str(self.chosen.calibration or "the model's own"),
@@ -99,7 +97,7 @@ class Batch:
         }
 
         def resolved(line: Line) -> Line:
-            settings = resolve(line.job.settings, model, isinstance(line.job, Inpaint))
+            settings = found.resolve(line.job.settings, isinstance(line.job, Inpaint))
             generator = dataclasses.replace(line.job.generator, **vars(self.chosen))
             if generator.context is not None:
                 text.load_context(generator.context, sizes)

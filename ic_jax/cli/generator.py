@@ -16,7 +16,7 @@ from ..director import Footage, Take, check, direct, plan, resolve, timed
 from ..edit import Edit
 from ..errors import InputError
 from ..midway import identity, load
-from ..model import Model, calibrated, find_model, fingerprint, identify, load_uncalibrated
+from ..model import Model, Weights, calibrated, find_model, fingerprint, identify, load_uncalibrated
 from ..models.variants import Variant, variant
 from ..settings import Settings, most_prompts
 from .console import note, progress_bar
@@ -53,6 +53,11 @@ class Found(NamedTuple):
     calibration: dict[str, Any]
     where: Path
     """Where the calibration is from."""
+
+    def resolve(self, settings: Settings, editing: bool) -> Settings:
+        """`director.resolve`, which asks for no weights."""
+        without = Model(self.name, self.sizes, Weights(vae={}, dit={}), self.calibration)
+        return resolve(settings, without, editing)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Generator(Chosen):
         Raises:
             InputError: a model, a size or a setting that does not exist or does not fit.
         """
-        found, prompts = self._checked(settings)
+        found, settings, prompts = self._checked(settings, isinstance(footage, Edit))
         reuse = settings.reuse > 0
         layout, shardings = spread(found.folder, found.sizes, prompts, self.devices, reuse)
         with timed(seconds, "text"):
@@ -125,7 +130,6 @@ class Generator(Chosen):
         with timed(seconds, "load model"):
             model = load_uncalibrated(found.folder, shardings)._replace(variant=found.sizes)
             model = calibrated(model, found.calibration, found.where)
-        settings = resolve(settings, model, isinstance(footage, Edit))
         known = model, settings, footage
         run = begun = None
         if state is not None:
@@ -181,9 +185,13 @@ class Generator(Chosen):
             "settings": dataclasses.asdict(run.settings),
         }
 
-    def _checked(self, settings: Settings) -> tuple[Found, int]:
-        """The model, and with how many prompts at a time it is asked. Says what may not fit."""
+    def _checked(self, settings: Settings, editing: bool) -> tuple[Found, Settings, int]:
+        """The model, all settings, and how many prompts it is asked with at a time.
+
+        Says what may not fit.
+        """
         found = self.find()
+        settings = found.resolve(settings, editing)
         prompts = most_prompts(found.sizes, settings)
         if self.context is None:
             check_host_fits(found.name, found.sizes, host_memory())
@@ -192,7 +200,7 @@ class Generator(Chosen):
             known = found.name, found.sizes, prompts, memory, settings.reuse > 0
             if warning := check_fits(*known):
                 note(warning)
-        return found, prompts
+        return found, settings, prompts
 
     def _told(self, folder: Path, sizes: Variant) -> Told:
         if self.context is not None:

@@ -10,7 +10,7 @@ from jax.stages import Compiled
 
 from .. import programs
 from ..batch import abstract_clip, window
-from ..director import check, resolve
+from ..director import check
 from ..edit import Edit
 from ..errors import InputError
 from ..model import Model, Weights, abstract_model, calibrated
@@ -57,13 +57,12 @@ class Warmup:
 
     def _of_one_clip(self) -> Iterator[tuple[str, Compiled]]:
         found = self.chosen.find()
-        prompts = most_prompts(found.sizes, self.settings)
         devices = 1 if self.devices is None else self.devices
         reuse = self.settings.reuse > 0
-        layout, shardings = spread(found.folder, found.sizes, prompts, devices, reuse)
-        model = _abstract(found, shardings)
-        for command in self._commands:
-            settings = resolve(self.settings, model, command == "inpaint")
+        for command, settings in self._resolved(found).items():
+            prompts = most_prompts(found.sizes, settings)
+            layout, shardings = spread(found.folder, found.sizes, prompts, devices, reuse)
+            model = _abstract(found, shardings)
             for name, program in programs.compiled(model, settings, FOOTAGE[command], layout):
                 yield f"{command}, {name}", program
 
@@ -71,11 +70,7 @@ class Warmup:
         if self.batch < 1:
             raise InputError(f"--batch is {self.batch}; give 1 or more")
         found = self.chosen.find()
-        model = _abstract(found)
-        resolved = {
-            command: resolve(self.settings, model, command == "inpaint")
-            for command in self._commands
-        }
+        resolved = self._resolved(found)
         prompts = {most_prompts(found.sizes, settings) for settings in resolved.values()}
         reuse = self.settings.reuse > 0
         where = places(found.folder, found.sizes, prompts, self.devices, self.batch, reuse)
@@ -86,12 +81,13 @@ class Warmup:
             name = f"{command}, {where.count} clips at a time"
             yield name, run.lower(model.weights, clip).compile()
 
-    @property
-    def _commands(self) -> tuple[str, ...]:
-        return tuple(FOOTAGE) if self.command == "both" else (self.command,)
+    def _resolved(self, found: Found) -> dict[str, Settings]:
+        """The settings of each command."""
+        commands = tuple(FOOTAGE) if self.command == "both" else (self.command,)
+        return {name: found.resolve(self.settings, name == "inpaint") for name in commands}
 
 
-def _abstract(found: Found, shardings: Weights | None = None) -> Model:
+def _abstract(found: Found, shardings: Weights | None) -> Model:
     """As a run would load it, of shapes that lie where it would put the weights."""
     model = abstract_model(found.folder)._replace(variant=found.sizes)
     if shardings is not None:
