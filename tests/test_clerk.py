@@ -1,12 +1,13 @@
 """One thread beside the devices: what it reads ahead, in which order it works, how it stops."""
 
-from threading import Event
+from threading import Event, Timer
 
 import pytest
 
 from ic_jax.cli.clerk import clerk
 
 SECONDS = 60
+MOST = 3
 
 
 def test_items_are_read_ahead_and_no_further():
@@ -17,7 +18,7 @@ def test_items_are_read_ahead_and_no_further():
         read.append(item)
         return 10 * item
 
-    with clerk() as at_work:
+    with clerk(MOST) as at_work:
         items = at_work.ahead(slow, range(9), 2)
         first, result = next(items)
         assert (first, read) == (0, [])  # nobody has waited for it
@@ -36,7 +37,7 @@ def test_a_file_that_cannot_be_read_is_told_in_its_turn():
             raise OSError("damaged")
         return item
 
-    with clerk() as at_work:
+    with clerk(MOST) as at_work:
         (_, zero), (_, one), (_, two) = at_work.ahead(read, range(3), 3)
         assert (zero(), two()) == (0, 2)
         with pytest.raises(OSError, match="damaged"):
@@ -50,7 +51,7 @@ def test_tasks_are_done_beside_the_caller_one_after_another():
         assert may.wait(SECONDS)
         done.append(name)
 
-    with clerk() as at_work:
+    with clerk(MOST) as at_work:
         for name in "abc":
             at_work.later(write, name)
         assert done == []
@@ -58,12 +59,28 @@ def test_tasks_are_done_beside_the_caller_one_after_another():
     assert done == ["a", "b", "c"]
 
 
+def test_whoever_asks_for_more_than_there_is_room_for_waits():
+    done, may = [], Event()
+
+    def write(name):
+        assert may.wait(SECONDS)
+        done.append(name)
+
+    with clerk(2) as at_work:
+        at_work.later(write, "a")
+        at_work.later(write, "b")
+        assert done == []
+        Timer(0.2, may.set).start()
+        at_work.later(write, "c")
+        assert done[0] == "a"
+
+
 def test_an_unforeseen_error_ends_the_batch():
     def fail():
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        with clerk() as at_work:
+        with clerk(MOST) as at_work:
             at_work.later(fail)
             at_work.finish()
 
@@ -77,7 +94,7 @@ def test_what_has_begun_is_ended_on_ctrl_c_and_nothing_else_is_begun():
         done.append(name)
 
     with pytest.raises(KeyboardInterrupt):
-        with clerk() as at_work:
+        with clerk(MOST) as at_work:
             at_work.later(write, "first")
             at_work.later(write, "second")
             at_work._asked[1].add_done_callback(lambda task: dropped.set())

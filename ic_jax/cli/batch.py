@@ -116,7 +116,7 @@ class Batch:
         model = load_uncalibrated(found.folder, where.shardings)._replace(variant=found.sizes)
         model = calibrated(model, found.calibration, found.where)
         failed: list[Line] = []
-        with tqdm(total=len(lines), unit="clip", leave=False) as bar, clerk() as at_work:
+        with tqdm(total=len(lines), unit="clip", leave=False) as bar, clerk(where.count) as at_work:
             studio = Studio(model, where, prompts, at_work, bar, failed)
             for some in alike.values():
                 studio.make(some)

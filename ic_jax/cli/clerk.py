@@ -14,8 +14,9 @@ R = TypeVar("R")
 class Clerk:
     """Does one thing after another, so that all it says comes in the order it was asked in."""
 
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, thread: ThreadPoolExecutor, most: int) -> None:
         self._thread = thread
+        self._most = most
         self._asked: deque[Future] = deque()
 
     def ahead(
@@ -34,8 +35,11 @@ class Clerk:
             yield item, future.result
 
     def later(self, task: Callable[..., None], *given: Any) -> None:
-        """Has a task done after all that was asked before. Raises what an earlier task raised."""
-        while self._asked and self._asked[0].done():
+        """Has a task done after all that was asked before, once there is room for it.
+
+        Raises what an earlier task raised.
+        """
+        while self._asked and (self._asked[0].done() or len(self._asked) >= self._most):
             self._asked.popleft().result()
         self._asked.append(self._thread.submit(task, *given))
 
@@ -46,15 +50,16 @@ class Clerk:
 
 
 @contextmanager
-def clerk() -> Iterator[Clerk]:
+def clerk(most: int) -> Iterator[Clerk]:
     """Yields a clerk, who has finished when the block ends well.
 
+    It has `most` tasks at a time to do later: memory has to hold what they are given.
     On any error, or Ctrl-C, it ends the task at hand, whose output is whole then, and drops
     those that it has not begun.
     """
     thread = ThreadPoolExecutor(1)
     try:
-        at_work = Clerk(thread)
+        at_work = Clerk(thread, most)
         yield at_work
         at_work.finish()
     finally:
