@@ -1,6 +1,7 @@
 """Two processes with four devices each are one machine with eight."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -53,10 +54,11 @@ def test_one_host_has_all_clips():
     assert mine(["b", "a", "b"]) == ["a", "b"]
 
 
-def test_a_coordinator_that_is_not_there_is_waited_for_a_bounded_time(port):
-    began = time.monotonic()
-    with pytest.raises(InputError, match=f"no coordinator at 127.0.0.1:{port} within 1 s"):
-        join(f"127.0.0.1:{port}", 2, 1, timeout=1)
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_coordinator_that_is_not_there_is_waited_for_a_bounded_time(host, port):
+    began, address = time.monotonic(), f"{host}:{port}"
+    with pytest.raises(InputError, match=f"no coordinator at {re.escape(address)} within 1 s"):
+        join(address, 2, 1, timeout=1)
     assert time.monotonic() - began < 60
 
 
@@ -78,13 +80,15 @@ def test_the_other_hosts_are_waited_for_a_bounded_time(port):
 @pytest.mark.parametrize(
     "error, complaint",
     [
-        (ValueError("coordinator_address should be defined."), "^no cluster was found here"),
+        (ValueError("coordinator_address should be defined."), "^no cluster was found here .Value"),
+        (KeyError("job-name"), "^no cluster was found here .KeyError: 'job-name'.; give --coord"),
+        (RuntimeError("no right to list pods\nsee"), "here .RuntimeError: no right to list pods.;"),
         (
             jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: too late\nat line 1"),
-            "^the processes did not meet at the coordinator: DEADLINE_EXCEEDED: too late$",
+            "^the processes did not meet at the coordinator: .*: DEADLINE_EXCEEDED: too late$",
         ),
     ],
-    ids=["no cluster", "one that fails"],
+    ids=["no cluster", "one without a job", "one that refuses", "one that fails"],
 )
 def test_without_flags_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch, error, complaint):
     def initialize(*given, **more):
@@ -93,6 +97,27 @@ def test_without_flags_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch, 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(InputError, match=complaint):
         join()
+
+
+def test_with_flags_what_keeps_them_from_meeting_is_one_line(monkeypatch, port):
+    def initialize(*given, **more):
+        raise ValueError("invalid literal in JAX_LOCAL_DEVICE_IDS")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    complaint = f"^the processes did not meet at 127.0.0.1:{port}: ValueError: invalid literal"
+    with pytest.raises(InputError, match=complaint):
+        join(f"127.0.0.1:{port}", 1, 0)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_host_whose_name_nobody_knows_is_waited_for_a_bounded_time(monkeypatch, port, process):
+    def nobody(*given, **more):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    complaint = "no such host was known within 1 s .Name or service not known.; give the name"
+    with pytest.raises(InputError, match=complaint):
+        join(f"nowhere:{port}", 2, process, timeout=1)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +129,15 @@ def test_without_flags_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch, 
         (("nowhere", 2, 1), "--coordinator is 'nowhere'; give host:port"),
         (("nowhere", 2, 0), "--coordinator is 'nowhere'; give host:port"),
         (("127.0.0.1:99999", 2, 1), "--coordinator is '127.0.0.1:99999'; give host:port"),
+        (("127.0.0.1:0", 2, 1), "with a port from 1 to 65535"),
+        (("127.0.0.1:" + 5000 * "9", 2, 1), "with a port from 1 to 65535"),
+        (("::1:4000", 2, 1), "--coordinator is '::1:4000'; give host:port or .IPv6 address.:port"),
+        (("[::1]4000", 2, 1), "give host:port or .IPv6"),
+        (("[fine]:4000", 2, 1), "give host:port or .IPv6"),
+        (("a..b:4000", 2, 1), "give host:port or .IPv6"),
+        (("http://a:4000", 2, 1), "give host:port or .IPv6"),
+        ((None, None, None, 0), "--join-timeout is 0; give seconds from 1 to 86400"),
+        ((None, None, None, 2**70), "give seconds from 1 to 86400"),
     ],
 )
 def test_flags_that_say_too_little_are_refused(flags, complaint):

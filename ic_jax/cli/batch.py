@@ -53,6 +53,8 @@ class Batch:
     """How many processes there are then."""
     process_id: int | None = None
     """Which of them this is."""
+    join_timeout: int = 120
+    """Seconds to wait until process 0 listens, and again until all processes have met."""
 
     def run(self) -> None:
         self._join()
@@ -85,7 +87,7 @@ class Batch:
     def _join(self) -> None:
         cluster = self.coordinator, self.num_processes, self.process_id
         if self.pod or cluster != (None, None, None):
-            join(*cluster)
+            join(*cluster, timeout=self.join_timeout)
 
     def _resolved(self, lines: Sequence[Line], found: Found) -> list[Line]:
         """With all settings, which depend on the model, though not on its weights."""

@@ -1,17 +1,23 @@
 """Several hosts: finding each other, and which of the clips are whose."""
 
+import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address
 from threading import Thread
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from ic_jax.errors import InputError
 
+_DAY = 24 * 3600
 # Seconds: hosts may have clips of very different lengths.
-_LONG = 30 * 24 * 3600
+_LONG = 30 * _DAY
+_NAME = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 def join(
@@ -26,10 +32,16 @@ def join(
     process is told the `coordinator` ("host:port", where process 0 is), how many processes there
     are, and its own number among them. `jax.devices()` are then those of all hosts.
 
+    What JAX itself finds wrong when they meet, such as two processes of one number, it ends
+    this process for.
+
     Raises:
-        InputError: no such cluster, or not all of it there in time: `timeout` seconds each until
-            the coordinator listens, and until all have met.
+        InputError: no such cluster, an address or number that cannot be, or not all processes
+            there in time: `timeout` seconds (1 to 86400) each until the coordinator listens, and
+            until all have met.
     """
+    if not 1 <= timeout <= _DAY:
+        raise InputError(f"--join-timeout is {timeout}; give seconds from 1 to {_DAY}")
     given = coordinator, processes, process
     if any(value is not None for value in given):
         if None in given:
@@ -40,11 +52,13 @@ def join(
             raise InputError(f"--num-processes is {processes}; give 1 or more")
         if not 0 <= process < processes:
             raise InputError(f"--process-id is {process}; give 0 to {processes - 1}")
-        address = _address(coordinator)
-        if process > 0:
-            _knock(address, timeout)
+        host, port = _address(coordinator)
+        if process == 0:
+            _check_free(port)
+            _wait_for(coordinator, lambda: socket.getaddrinfo(host, port), timeout)
         else:
-            _check_free(address[1])
+            knock = lambda: socket.create_connection((host, port), timeout=1).close()
+            _wait_for(coordinator, knock, timeout)
     _meet(given, timeout)
 
 
@@ -64,31 +78,47 @@ def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> Non
     meeting.join(timeout)
     if meeting.is_alive():
         raise InputError(
-            f"not all processes met at {where} within {timeout} s; "
-            "start all of them with the same address, and see that its port is open"
+            f"not all processes met at {where} within {timeout} s; start all of them with the "
+            "same address, and see that its port is open"
         )
     for error in failures:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            reason = str(error).splitlines()[0]
+        # Of any kind: every cluster that JAX knows is asked in a way of its own.
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if given[0] is not None or isinstance(error, jax.errors.JaxRuntimeError):
             raise InputError(f"the processes did not meet at {where}: {reason}") from error
-        if not isinstance(error, ValueError):
-            raise error
         raise InputError(
-            "no cluster was found here: give --coordinator, --num-processes and --process-id"
+            f"no cluster was found here ({reason}); "
+            "give --coordinator, --num-processes and --process-id"
         ) from error
 
 
 def _address(coordinator: str) -> tuple[str, int]:
+    """Host and port. An IPv6 address has brackets, which tell its colons from the port's."""
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"--coordinator is {coordinator!r}; give host:port")
-    return host, int(port)
+    bare = host.removeprefix("[").removesuffix("]")
+    fits = _NAME.fullmatch(host) or (host == f"[{bare}]" and _is_ipv6(bare))
+    if not fits or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        raise InputError(
+            f"--coordinator is {coordinator!r}; give host:port or [IPv6 address]:port, "
+            "with a port from 1 to 65535"
+        )
+    return bare, int(port)
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_free(port: int) -> None:
     """JAX itself would crash where another program listens already."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        socket.create_server(("", port)).close()
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
         raise InputError(
             f"port {port} of this host cannot be listened to ({error.strerror}); "
@@ -96,20 +126,30 @@ def _check_free(port: int) -> None:
         ) from error
 
 
-def _knock(address: tuple[str, int], timeout: int) -> None:
-    """Wait until the coordinator listens. JAX itself would end the process if it never did."""
+def _wait_for(coordinator: str, attempt: Callable[[], Any], timeout: int) -> None:
+    """Attempt until it succeeds. JAX itself would end the process if it never did."""
     until = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection(address, timeout=1).close()
+            attempt()
             return
         except OSError as error:
             if time.monotonic() >= until:
-                raise InputError(
-                    f"no coordinator at {address[0]}:{address[1]} within {timeout} s ({error}); "
-                    "is process 0 running there, and its port open?"
-                ) from error
+                raise _absent(coordinator, error, timeout) from error
             time.sleep(0.2)
+
+
+def _absent(coordinator: str, error: OSError, timeout: int) -> InputError:
+    reason = error.strerror or error
+    if isinstance(error, socket.gaierror):
+        return InputError(
+            f"--coordinator is {coordinator!r}, and no such host was known within {timeout} s "
+            f"({reason}); give the name or address of the host where process 0 runs"
+        )
+    return InputError(
+        f"no coordinator at {coordinator} within {timeout} s ({reason}); "
+        "is process 0 running there, and its port open?"
+    )
 
 
 def part() -> None:
