@@ -248,7 +248,7 @@ def test_a_file_without_jobs_is_refused(here, run, content, complaint):
 
 def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeypatch):
     waited = []
-    monkeypatch.setattr("ic_jax.cli.batch.part", lambda: waited.append("until all are done"))
+    monkeypatch.setattr("ic_jax.cli.batch.barrier", lambda: waited.append("until all are done"))
     assert run("batch", "nowhere.jsonl", "--model", "model")[0] == 2
     assert waited == ["until all are done"]
 

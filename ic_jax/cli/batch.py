@@ -16,7 +16,7 @@ from ..budget import check_fits, check_host_fits, device_memory, host_memory
 from ..errors import InputError
 from ..model import calibrated, fingerprint, load_uncalibrated
 from ..output import holds_result
-from ..parallel import join, mine, part
+from ..parallel import barrier, join, mine
 from ..settings import most_prompts
 from .clerk import clerk
 from .console import note
@@ -61,9 +61,9 @@ class Batch:
         try:
             failed = self._share()
         except InputError:
-            part()  # before it is told: the other hosts would end with this one
+            barrier()  # before it is told: the other hosts would end with this one
             raise
-        part()
+        barrier()
         if failed:
             sys.exit(1)
 

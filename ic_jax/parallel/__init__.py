@@ -9,7 +9,7 @@ is all that a clip on many devices takes, under `jax.jit` with the layout static
 
 from .choice import Need, choose, per_device
 from .clips import OverClips, on_every, over_clips, over_mesh, replicate
-from .hosts import join, mine, part
+from .hosts import barrier, join, mine
 from .mesh import MeshShape, check, device_mesh, first_devices
 from .placement import beside, place, weight_shardings
 from .sequence import sequence_layout
@@ -18,6 +18,7 @@ __all__ = [
     "MeshShape",
     "Need",
     "OverClips",
+    "barrier",
     "beside",
     "check",
     "choose",
@@ -28,7 +29,6 @@ __all__ = [
     "on_every",
     "over_clips",
     "over_mesh",
-    "part",
     "per_device",
     "place",
     "replicate",

@@ -152,7 +152,7 @@ def _absent(coordinator: str, error: OSError, timeout: int) -> InputError:
     )
 
 
-def part() -> None:
+def barrier() -> None:
     """Wait until all hosts have come here; alone it does nothing.
 
     A host that ended while others work would end them too, minutes later.
