@@ -24,6 +24,7 @@ from ic_jax import text
 from ic_jax.batch import begin, side_by_side, window
 from ic_jax.budget import Memory, need
 from ic_jax.cli import spread, studio
+from ic_jax.cli.job_file import read_jobs
 from ic_jax.cli.spread import places
 from ic_jax.director import direct, resolve
 from ic_jax.edit import Edit
@@ -206,15 +207,21 @@ def test_two_hosts_make_each_clip_once(here):
         (edit(solver="heun"), "unknown --solver 'heun'"),
         (edit(clip="absent.mp4"), "clip: absent.mp4: no such file or folder"),
         (edit(clip=None), "has no clip"),
+        (edit(clip=""), "has no clip"),
+        (edit(clip="/"), "out is ''; give a plain name"),
         (edit(mask=None), "what is to be made anew?"),
         (view(depth=None), "its depth is needed too"),
         (view(camera="sideways"), "unknown camera path 'sideways'"),
         (view(camera="path.json"), "path.json: cannot read the camera path"),
         (edit(context="mask.png"), "mask.png: is no file that `ic-jax embed` wrote"),
         (edit(out="../elsewhere"), "out is '../elsewhere'; give a plain name"),
+        (edit(out="a\0b"), "out is 'a\\x00b'; give a plain name"),
+        (edit(out="\ud800"), "out is '\\ud800'; give a plain name"),
+        (edit(out="é" * 101), "out has 202 bytes; give a name of 200 at most"),
         (edit(out="fine"), "out is 'fine', as in jobs.jsonl, line 1; give one of them another"),
         (edit(out="letters"), "letters: holds files that are not an earlier result"),
         (["inpaint"], "is no JSON object"),
+        (edit(command=["inpaint"]), "command is ['inpaint']; give recapture or inpaint"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -236,6 +243,7 @@ def test_a_job_that_cannot_be_made_keeps_all_from_being_begun(here, batch, job, 
         (b"\n\n", "jobs.jsonl: holds no job"),
         (b"\xff", "jobs.jsonl: cannot be read (is no text)"),
         (b"{", "jobs.jsonl, line 1: is not JSON"),
+        (b"[" * 100_000, "jobs.jsonl, line 1: is not JSON"),
     ],
 )
 def test_a_file_without_jobs_is_refused(here, run, content, complaint):
@@ -244,6 +252,19 @@ def test_a_file_without_jobs_is_refused(here, run, content, complaint):
     code, stdout, stderr = run("batch", "jobs.jsonl", "--model", "model", *SMALL)
     assert code == 2 and stdout == "" and complaint in stderr
     assert not (here / "batch").exists()
+
+
+def test_a_job_ends_with_its_line_whatever_its_prompt_holds(here):
+    job = edit(prompt="a ball\u2028and a cube\x85")
+    Path("jobs.jsonl").write_text("\ufeff" + json.dumps(job, ensure_ascii=False) + "\r\n\r\n")
+    (line,) = read_jobs(Path("jobs.jsonl"), Path("out"))
+    assert line.job.generator.prompt == job["prompt"]
+
+
+def test_a_size_beyond_all_machines_is_refused(here, run):
+    write_jobs(edit())
+    code, _, stderr = run("batch", "jobs.jsonl", "--model", "model", "--frames", 4 * 10**20 + 1)
+    assert code == 2 and "give a number up to 65536" in stderr
 
 
 def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from unicodedata import category
 
 from ..errors import InputError
 from ..output import check_replaceable
@@ -19,6 +20,9 @@ COMMANDS = {"recapture": Recapture, "inpaint": Inpaint}
 
 # What all jobs of a batch have in common is said once, on the command line.
 SHARED = {"model", "calibration", "frames", "height", "width", "devices", "resume"}
+
+# Bytes: file systems take 255, and a folder has a longer name until it is whole.
+LONGEST = 200
 
 _KINDS = {
     str: "a text",
@@ -53,7 +57,8 @@ def read_jobs(file: Path, folder: Path) -> list[Line]:
         InputError: no jobs, or some that cannot be run. Each of them was named in a line.
     """
     try:
-        texts = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a prompt may hold what it takes for the end of a line.
+        texts = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is no text"
         raise InputError(f"{file}: cannot be read ({reason}); give a file of JSON lines") from error
@@ -95,14 +100,14 @@ def each(items: Sequence[Any], where: Callable[[Any], str], check: Callable[[Any
 def _parsed(text: str, folder: Path) -> tuple[Job, dict[str, Any]]:
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("is not JSON; give an object such as {...} in one line") from error
     if not isinstance(given, dict):
         raise InputError("is no JSON object; give one such as {...}")
-    if given.get("command") not in COMMANDS:
-        found, known = given.get("command"), " or ".join(COMMANDS)
-        raise InputError(f"command is {found!r}; give {known}")
-    command = COMMANDS[given["command"]]
+    name = given.get("command")
+    if not isinstance(name, str) or name not in COMMANDS:
+        raise InputError(f"command is {name!r}; give {' or '.join(COMMANDS)}")
+    command = COMMANDS[name]
     options = {name: value for name, value in given.items() if name != "command"}
     _check(command, options)
     options["out"] = str(folder / _name(options))
@@ -123,15 +128,18 @@ def _check(command: type, options: Mapping[str, Any]) -> None:
         value = _typed(name, known[name], options[name])
         if isinstance(value, Path) and name != "out" and not value.exists():
             raise InputError(f"{name}: {value}: no such file or folder")
-    if options.get("clip") is None:
+    if not options.get("clip"):
         raise InputError("has no clip; give the path of a video or of a folder of frames")
 
 
 def _name(options: Mapping[str, Any]) -> str:
     """Of the folder: `out`, or the name of the clip."""
     name = options.get("out") or Path(options["clip"]).stem
-    if name != Path(name).name or name.startswith("."):
+    controls = any(category(letter) in ("Cc", "Cs") for letter in name)
+    if not name or name != Path(name).name or name.startswith(".") or controls:
         raise InputError(f"out is {name!r}; give a plain name, of a folder in --out")
+    if len(name.encode()) > LONGEST:
+        raise InputError(f"out has {len(name.encode())} bytes; give a name of {LONGEST} at most")
     return name
 
 
