@@ -136,8 +136,8 @@ def _phases(sizes: Variant, calls: int, itemsize: int, reuse: bool) -> dict[str,
     return {
         "fill": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, 0),
         "encode": Phase((_GEOMETRY + _OBSERVED) * plane, encode, rows),
-        "sample": Phase(_OBSERVED * plane + text + block + said, tokens + saying),
-        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text + said, decode, rows),
+        "sample": Phase(_OBSERVED * plane + text + block, tokens + said + saying),
+        "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, rows),
     }
 
 

@@ -205,9 +205,9 @@ def proceed(
         step = caching.reusing(consistent, halves, reused(sizes, settings), *measured)
     else:
         step = consistent(denoiser_of(asked), *measured)
-    after = advance(step, state, levels)
-    # As it came: XLA would leave it cut up, and compile the next step for that, in other memory.
-    return jax.tree.map(lambda leaf: layout.whole(leaf) if leaf.ndim else leaf, after)
+    # As it came: XLA would cut it up as it likes, and compile the next step for that.
+    whole = lambda leaf: layout.whole(leaf) if leaf.ndim else leaf
+    return caching.apart(layout.keep, whole, advance(step, state, levels))
 
 
 def refresh(

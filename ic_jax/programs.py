@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.stages import Compiled
+from jaxtyping import Array, UInt8
 
 from . import expert, pipeline
 from .course import Part, schedule, stages
 from .edit import Edit
 from .geometry.camera import Camera
-from .model import Model
+from .model import Model, Weights
 from .models.layout import Layout
 from .models.variants import Variant
 from .parallel import beside
@@ -22,13 +23,26 @@ from .settings import Settings
 from .shot import Shot
 
 observe = jax.jit(pipeline.observe, static_argnames=("sizes", "settings", "layout"))
-finish = jax.jit(pipeline.finish_bytes, static_argnames=("sizes", "layout"))
+_finish = jax.jit(pipeline.finish_bytes, static_argnames=("sizes", "layout"))
 
 prepare = jax.jit(expert.prepare, static_argnames=("sizes", "settings", "name", "layout"))
 _STATIC = "sizes", "settings", "part", "layout"
 refresh = jax.jit(pipeline.refresh, static_argnames=_STATIC)
 proceed = jax.jit(pipeline.proceed, static_argnames=_STATIC, donate_argnames="state")
 _SAID = {refresh: "refresh", proceed: "sample"}
+
+
+def finish(
+    sizes: Variant, weights: Weights, state: State, layout: Layout = Layout()
+) -> UInt8[Array, "t h w 3"]:
+    """Decode, once the state's memory is off the devices: decoding needs the room."""
+    for leaf in jax.tree.leaves(state.memory):
+        leaf.delete()
+    return _finish(sizes, weights, _bare(state), layout)
+
+
+def _bare(state: State) -> State:
+    return state._replace(memory=())
 
 
 def compiled(
@@ -60,7 +74,7 @@ def compiled(
                 told = jax.tree.map(_lying, told, preparing.output_shardings)
         known = sizes, settings, part, weights, told, seen, state, level, layout
         yield f"{_SAID[program]}, {name}", program.lower(*known).compile()
-    yield "finish", finish.lower(sizes, weights, state, layout).compile()
+    yield "finish", _finish.lower(sizes, weights, _bare(state), layout).compile()
 
 
 def _lying(leaf: jax.ShapeDtypeStruct, where: Sharding) -> jax.ShapeDtypeStruct:

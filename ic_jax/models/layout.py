@@ -39,6 +39,8 @@ class Layout:
     """Tokens to text, and to an image."""
     place: Place = anywhere
     """The residual stream of the transformer before every block."""
+    keep: Place = anywhere
+    """What is remembered of the tokens from one step to the next."""
     rows: Rows = unshared
     """Frames and latents that the autoencoder works on: devices share rows."""
     whole: Place = anywhere

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from ic_jax.errors import InputError
 
@@ -69,6 +69,21 @@ def shares_rows(devices: int, rows: int, latent_rows: int) -> bool:
     The autoencoder's convolutions make no fewer rows than the latents have.
     """
     return rows % devices == 0 and latent_rows >= max(devices, _WINDOW)
+
+
+def kept_spec(sizes: Mapping[str, int], shape: tuple[int, ...]) -> PartitionSpec:
+    """How an array of (prompts, tokens, channels) is cut up from one program to the next.
+
+    Inside of a program XLA pads tokens that do not divide. Between programs the parts have to be
+    of one size: there it is the channels then that are cut, or if need be, nothing.
+    """
+    prompts, *others = shape
+    among = prod(sizes[axis] for axis in TOKENS)
+    cut = next((n for n, size in enumerate(others) if size % among == 0), None)
+    return PartitionSpec(
+        PROMPTS if prompts % sizes[PROMPTS] == 0 else None,
+        *(TOKENS if n == cut else None for n in range(len(others))),
+    )
 
 
 def check(shape: MeshShape, heads: int, available: int) -> None:

@@ -1,13 +1,16 @@
 """Where the weights lie on a mesh."""
 
+from functools import partial
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ic_jax.errors import InputError
 from ic_jax.model import Weights
+from ic_jax.sampling.caching import apart
 
-from .mesh import weight_axes
+from .mesh import kept_spec, weight_axes
 
 _CUT = "dit", "dit_low"
 
@@ -61,20 +64,22 @@ def place(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
 def beside(weights: Weights, tree: PyTree) -> PyTree:
     """`tree`, of arrays or of shapes, on all devices of the weights' mesh, if they are on one.
 
-    A program leaves its results there. One that is first given arrays from elsewhere, and then its
-    own results, would be compiled twice.
+    Only answers that steps reuse are cut up. A program leaves its results there. One that is first
+    given arrays from elsewhere, and then its own results, would be compiled twice.
     """
     sharding = jax.tree.leaves(weights.dit)[0].sharding
     if not isinstance(sharding, NamedSharding):
         return tree
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    mesh = sharding.mesh
 
-    def put(leaf: PyTree) -> PyTree:
+    def put(spec: PartitionSpec, leaf: PyTree) -> PyTree:
+        sharding = NamedSharding(mesh, spec)
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf.update(sharding=everywhere)
-        return jax.device_put(leaf, everywhere)
+            return leaf.update(sharding=sharding)
+        return jax.device_put(leaf, sharding)
 
-    return jax.tree.map(put, tree)
+    cut = lambda leaf: put(kept_spec(mesh.shape, leaf.shape), leaf)
+    return apart(cut, partial(put, PartitionSpec()), tree)
 
 
 def _put(leaf: PyTree, sharding: NamedSharding) -> jax.Array:

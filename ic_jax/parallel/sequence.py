@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from ic_jax.models.attention import attention
 from ic_jax.models.layout import Layout
 
-from .mesh import PROMPTS, RING, TOKENS, ULYSSES, shares_rows
+from .mesh import PROMPTS, RING, TOKENS, ULYSSES, kept_spec, shares_rows
 from .ring import ring_attention
 
 
@@ -22,6 +22,7 @@ def sequence_layout(mesh: Mesh) -> Layout:
         attend=partial(_attend, mesh),
         attend_context=partial(_attend_context, mesh),
         place=partial(_place, mesh),
+        keep=partial(_keep, mesh),
         rows=partial(_share_rows, mesh),
         whole=partial(_gather, mesh),
     )
@@ -83,6 +84,11 @@ def _place(mesh: Mesh, tokens: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     sharding = NamedSharding(mesh, _spec(mesh, len(tokens)))
     padded = jax.lax.with_sharding_constraint(_padded(mesh, tokens), sharding)
     return padded[:, : tokens.shape[1]]
+
+
+def _keep(mesh: Mesh, tokens: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    sharding = NamedSharding(mesh, kept_spec(mesh.shape, tokens.shape))
+    return jax.lax.with_sharding_constraint(tokens, sharding)
 
 
 def _share_rows(

@@ -8,7 +8,7 @@ Which steps reuse is decided before the run, on the host, by one of two function
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,14 @@ class Halves(NamedTuple):
 
     deep: Callable[[Float[Array, "t h w c"], Level], PyTree]
     around: Callable[[PyTree], Denoiser]
+
+
+class Memory(NamedTuple):
+    """A state's memory where steps reuse."""
+
+    solver: PyTree
+    answer: PyTree
+    """Of the deep part, the last time that it was asked: by far the largest of a state's arrays."""
 
 
 def every(steps: int, reuse: int) -> Bool[np.ndarray, " steps"]:
@@ -70,7 +78,18 @@ def _kept(steps: int) -> int:
 def empty(state: State, deep: PyTree) -> State:
     """The state with room for the deep part's answer, whose shapes are given."""
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), deep)
-    return state._replace(memory=(state.memory, nothing))
+    return state._replace(memory=Memory(state.memory, nothing))
+
+
+def apart(answer: Callable[[Any], Any], other: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """`tree`, with one function applied to the arrays of answers, the other to all else."""
+
+    def apply(node: Any) -> Any:
+        if isinstance(node, Memory):
+            return Memory(jax.tree.map(other, node.solver), jax.tree.map(answer, node.answer))
+        return other(node)
+
+    return jax.tree.map(apply, tree, is_leaf=lambda node: isinstance(node, Memory))
 
 
 def reusing(
@@ -94,6 +113,6 @@ def reusing(
         deep = jax.lax.cond(known, lambda: last, lambda: halves.deep(state.x, level))
         plain = method(halves.around(deep), solver, y, mask)
         after = plain(state._replace(memory=memory), level)
-        return after._replace(memory=(after.memory, deep))
+        return after._replace(memory=Memory(after.memory, deep))
 
     return step
