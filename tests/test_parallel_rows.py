@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny_model import TINY, tiny_weights
+from tiny_model import TINY, tiny_context, tiny_weights
 
 from ic_jax import pipeline
 from ic_jax.geometry.mask import MaskOperator
@@ -19,13 +19,19 @@ from ic_jax.settings import Settings
 
 # Six rows of latents, which four devices do not divide as they do those of frames.
 SIZES = replace(TINY, frames=9, height=48, width=16)
-SETTINGS = Settings(latent_mask="mean")
+# The second of the steps reuses.
+SETTINGS = Settings(latent_mask="mean", steps=2, reuse=1)
 KEY = jax.random.key(0)
 SHAPES = [MeshShape(prompts=2, sequence=2), MeshShape(sequence=3)]
 
 
-def observe(layout, weights, scene, sizes=SIZES):
-    return pipeline.observe(sizes, SETTINGS, weights, scene, scene, KEY, layout)
+def observe(layout, weights, scene, sizes=SIZES, mask="mean"):
+    settings = replace(SETTINGS, latent_mask=mask)
+    return pipeline.observe(sizes, settings, weights, scene, scene, KEY, layout)
+
+
+def sample(layout, weights, context, observation):
+    return pipeline.sample(SIZES, SETTINGS, weights, context, observation, KEY, layout)
 
 
 def finish(layout, weights, state, sizes=SIZES):
@@ -59,25 +65,44 @@ def shared(shape, function, *given):
     return program(*given), program
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_what_is_observed_on_many_devices_is_what_one_observes(weights, scene, shape):
-    found, program = shared(shape, observe, weights, scene)
-    expected = jax.jit(lambda *given: observe(Layout(), *given))(weights, scene)
-    assert np.abs(expected.measurement.latent).max() > 0.1
+def alone(function, *given):
+    return jax.jit(partial(function, Layout()))(*given)
+
+
+def assert_same(found, expected):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-        assert one.sharding.is_fully_replicated
+
+
+# The one mask encodes as well; the other asks the operator alone.
+@pytest.mark.parametrize("shape, mask", [(SHAPES[0], "response"), (SHAPES[1], "mean")])
+def test_what_is_observed_on_many_devices_is_what_one_observes(weights, scene, shape, mask):
+    given = partial(observe, mask=mask), weights, scene
+    (found, program), expected = shared(shape, *given), alone(*given)
+    assert np.abs(expected.measurement.latent).max() > 0.1
+    assert (np.ptp(expected.mask.variance) > 0.1) == (mask == "response")
+    assert_same(found, expected)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found))
     # Convolutions look over the border of what a device has.
     assert "collective-permute" in program.as_text()
+
+
+def test_what_is_sampled_on_many_devices_is_what_one_samples(weights, scene):
+    given = sample, weights, tiny_context(), alone(observe, weights, scene)
+    found, _ = shared(SHAPES[0], *given)
+    # Nine tokens do not divide among devices. What is reused of them does, by channels.
+    answer = found.memory.answer
+    assert {part.data.shape for part in answer.addressable_shards} == {(1, 9, 24)}
+    assert_same(found._replace(key=()), alone(*given)._replace(key=()))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_what_is_decoded_on_many_devices_is_what_one_decodes(weights, shape):
     state, _ = pipeline.begin(SIZES, SETTINGS, KEY)
     found, program = shared(shape, finish, weights, state)
-    expected = jax.jit(lambda *given: finish(Layout(), *given))(weights, state)
+    expected = alone(finish, weights, state)
     assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_same(found, expected)
     assert found.sharding.is_fully_replicated
     assert "collective-permute" in program.as_text()
 
@@ -98,8 +123,5 @@ def test_too_few_rows_come_to_what_one_device_makes(weights, height, shape):
     sizes = replace(SIZES, frames=1, height=height)
     scene, state = random_scene(sizes), pipeline.begin(sizes, SETTINGS, KEY)[0]
     for function, *given in (observe, weights, scene), (finish, weights, state):
-        function = partial(function, sizes=sizes)
-        found, _ = shared(shape, function, *given)
-        expected = jax.jit(lambda *given: function(Layout(), *given))(*given)
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+        given = partial(function, sizes=sizes), *given
+        assert_same(shared(shape, *given)[0], alone(*given))
