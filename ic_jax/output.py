@@ -104,6 +104,21 @@ def check_replaceable(path: str | os.PathLike) -> None:
     _check_replaceable(path, path)
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises InputError where nothing could be written into a folder, which need not exist yet.
+
+    It makes nothing: another host may be about to write there.
+    """
+    folder = Path(os.path.abspath(folder))
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        fits = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if not fits:
+        raise InputError(f"{there}: is no folder that can be written into; choose another --out")
+
+
 def _check_replaceable(found: Path, path: Path) -> None:
     """`found` is the folder to look into, `path` the name that the user knows it by."""
     try:

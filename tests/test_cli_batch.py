@@ -267,6 +267,23 @@ def test_a_size_beyond_all_machines_is_refused(here, run):
     assert code == 2 and "give a number up to 65536" in stderr
 
 
+@pytest.mark.parametrize(
+    "out, complaint",
+    [
+        ("mask.png", "mask.png: is no folder that can be written into; choose another --out"),
+        ("mask.png/deeper", "mask.png: is no folder that can be written into"),
+        ("x" * 300, "cannot be written (File name too long); choose another --out"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
+    here, run, monkeypatch, out, complaint
+):
+    write_jobs(edit())
+    monkeypatch.setattr("ic_jax.cli.batch.Batch._make", None)
+    code, _, stderr = run("batch", "jobs.jsonl", "--model", "model", *SMALL, "--out", out)
+    assert code == 2 and complaint in stderr
+
+
 def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeypatch):
     waited = []
     monkeypatch.setattr("ic_jax.cli.batch.barrier", lambda: waited.append("until all are done"))

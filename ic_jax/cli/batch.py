@@ -15,7 +15,7 @@ from .. import text
 from ..budget import check_fits, check_host_fits, device_memory, host_memory
 from ..errors import InputError
 from ..model import calibrated, fingerprint, load_uncalibrated
-from ..output import holds_result
+from ..output import check_writable, holds_result
 from ..parallel import barrier, join, mine
 from ..settings import most_prompts
 from .clerk import clerk
@@ -76,6 +76,7 @@ class Batch:
         left = [line for line in lines if not holds_result(line.job.out, "batch", line.record)]
         failed = 0
         if left:
+            check_writable(self.out)
             with _stopped_in_one_line():
                 failed = self._make(left, found)
         print(
