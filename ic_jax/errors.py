@@ -1,5 +1,10 @@
 """What a user is told when the input is wrong."""
 
+from errno import EDQUOT, EFBIG, ENOSPC
+
+# Of an OSError: it is not the file that is wrong.
+DISK_FULL = {ENOSPC, EDQUOT, EFBIG}
+
 
 class InputError(ValueError):
     """One line that says what is wrong, in which file, and what to do about it.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ic_jax.errors import InputError
+from ic_jax.errors import DISK_FULL, InputError
 
 MADE_BY = "ic-jax"
 RESULT = "result.json"
@@ -30,7 +30,8 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
     that we made it and lists every file in it.
 
     Raises:
-      InputError: `path` holds anything else, is a link or a file, or cannot be written.
+      InputError: `path` holds anything else, is a link or a file, or cannot be written; or the
+        disk is full, whatever the block was writing.
     """
     path = Path(os.path.abspath(path))
     _check_replaceable(path, path)
@@ -41,7 +42,8 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
             staging.mkdir()
         except OSError as error:
             raise _unwritable(path, error) from error
-        yield staging
+        with _full_disk_told(path):
+            yield staging
         if foreign := _foreign_files(staging):
             raise RuntimeError(f"{RESULT} does not list {foreign}: write_result comes last")
         _put_in_place(staging, path)
@@ -59,7 +61,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     to know.
 
     Raises:
-      InputError: the file cannot be written; before the block is run.
+      InputError: the file cannot be written, before the block is run; or the disk is full.
     """
     path = Path(os.path.abspath(path))
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -69,7 +71,8 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
             aside.touch()
         except OSError as error:
             raise _unwritable(path, error) from error
-        yield aside
+        with _full_disk_told(path):
+            yield aside
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -185,6 +188,16 @@ def _put_in_place(staging: Path, path: Path) -> None:
         aside.rename(path)
         raise
     shutil.rmtree(aside)
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise _unwritable(path, error) from error
+        raise
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

@@ -19,7 +19,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from ic_jax.errors import InputError
+from ic_jax.errors import DISK_FULL, InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
@@ -138,6 +138,7 @@ def write_video(
 
     Raises:
       InputError: the audio is damaged.
+      OSError: the file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -153,7 +154,7 @@ def write_video(
                         out.mux(packet)
         partial.replace(path)
     except av.error.FFmpegError as error:
-        if audio_from is None:
+        if audio_from is None or error.errno in DISK_FULL:
             raise
         message = (
             f"{audio_from}: its audio cannot be read ({error.strerror}); remove or re-encode it"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from ic_jax.errors import InputError
 from ic_jax.output import output_folder, write_result
+from ic_jax.video import write_video
 
 
 def _save(path, text="frames", **result):
@@ -207,3 +210,32 @@ def test_an_unwritable_parent_is_refused(tmp_path, monkeypatch):
     assert message == "cannot be written (Permission denied); choose another --out"
     monkeypatch.undo()
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def no_file_beyond(size):
+    """As on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_that_blames_no_clip(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    write_video(tmp_path / "clip.mp4", frames, Fraction(8))
+    _save(tmp_path / "out")
+    before = _tree(tmp_path / "out")
+    writes = (
+        lambda folder: (folder / "letter").write_text(5000 * "x"),
+        lambda folder: write_video(folder / "a.mp4", frames, Fraction(8)),
+        lambda folder: write_video(folder / "a.mp4", frames, Fraction(8), tmp_path / "clip.mp4"),
+    )
+    for write in writes:
+        with pytest.raises(InputError, match="out: cannot be written .File too large.; choose"):
+            with no_file_beyond(1000), output_folder(tmp_path / "out") as folder:
+                write(folder)
+    assert _tree(tmp_path / "out") == before
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "out"}
