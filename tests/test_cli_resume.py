@@ -87,6 +87,11 @@ def test_a_stopped_run_goes_on_by_the_same_command(run, here, interrupted, comma
     assert {path.name for path in here.iterdir()} - before == {"out"}
 
 
+def test_a_place_without_a_name_is_refused(run, here):
+    code, _, stderr = run("inpaint", *COMMANDS["inpaint"], "--out", "/")
+    assert code == 2 and stderr.startswith("ic-jax: /: holds files that are not an earlier result")
+
+
 def at(step):
     return Midway([], None, None, step)
 

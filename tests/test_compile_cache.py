@@ -140,3 +140,10 @@ def test_a_warm_up_that_would_be_forgotten_is_refused(user, run, monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
     code, _, stderr = run("warmup")
     assert code == 2 and "nothing that is compiled would be kept" in stderr
+
+
+def test_a_warm_up_whose_folder_is_none_is_refused(user, run):
+    (user / "file").write_text("a file")
+    jax.config.update(FOLDER, str(user / "file"))
+    code, _, stderr = run("warmup")
+    assert code == 2 and "file: nothing that is compiled can be kept there (File exists)" in stderr

@@ -23,7 +23,7 @@ def keep_compiled_programs() -> None:
     if VARIABLE in os.environ or jax.config.jax_compilation_cache_dir is not None:
         return
     try:
-        folder = _made(cache_folder())
+        folder = made(cache_folder())
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         reason = getattr(error, "strerror", None) or error
         note(f"compiled programs are not kept for the next run ({reason}); set {VARIABLE}")
@@ -40,8 +40,12 @@ def cache_folder() -> Path:
     return base / "ic-jax" / "xla"
 
 
-def _made(folder: Path) -> Path:
-    """The folder, which only its user can write: what lies in it is run."""
+def made(folder: Path) -> Path:
+    """The folder, which only its user can write: what lies in it is run.
+
+    Raises:
+        OSError: it cannot be made, or not be written.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder

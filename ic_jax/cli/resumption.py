@@ -25,7 +25,7 @@ def state_file(out: Path, wanted: bool) -> Iterator[Path | None]:
         yield None
         return
     out = Path(os.path.abspath(out))
-    file = out.with_name(f"{out.name}.resume")
+    file = out.parent / f"{out.name}.resume"  # with_name has no name for /
     yield file
     file.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -16,7 +17,7 @@ from ..errors import InputError
 from ..model import Model, Weights, abstract_model, calibrated
 from ..settings import Settings, most_prompts
 from ..shot import Shot
-from .compile_cache import VARIABLE
+from .compile_cache import VARIABLE, made
 from .generator import Chosen, Found
 from .source import Flat
 from .spread import places, spread
@@ -43,9 +44,7 @@ class Warmup:
 
     def run(self) -> None:
         check(self.settings)
-        folder = jax.config.jax_compilation_cache_dir
-        if not folder or not jax.config.jax_enable_compilation_cache:
-            raise InputError(f"nothing that is compiled would be kept; set {VARIABLE} to a folder")
+        folder = _kept_in()
         compiled = self._of_one_clip() if self.batch is None else self._of_a_batch()
         began = time.perf_counter()
         for name, program in compiled:
@@ -85,6 +84,22 @@ class Warmup:
         """The settings of each command."""
         commands = tuple(FOOTAGE) if self.command == "both" else (self.command,)
         return {name: found.resolve(self.settings, name == "inpaint") for name in commands}
+
+
+def _kept_in() -> str:
+    """Raises InputError where nothing that is compiled would be kept: JAX itself only warns."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or not jax.config.jax_enable_compilation_cache:
+        raise InputError(f"nothing that is compiled would be kept; set {VARIABLE} to a folder")
+    try:
+        if "://" not in folder:  # a bucket is JAX's own affair
+            made(Path(folder))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: nothing that is compiled can be kept there ({error.strerror}); "
+            f"set {VARIABLE} to another folder"
+        ) from error
+    return folder
 
 
 def _abstract(found: Found, shardings: Weights | None) -> Model:
