@@ -8,9 +8,10 @@ import pytest
 
 from ic_jax.errors import InputError
 from ic_jax.models import attention as package
-from ic_jax.models.attention import KERNELS, attention, chunks, kernel
+from ic_jax.models.attention import KERNELS, attention, attention_to_part, chunks, kernel
 from ic_jax.models.attention.chunks import chunked
-from ic_jax.models.attention.tpu import splash
+from ic_jax.models.attention.parts import merge
+from ic_jax.models.attention.tpu import splash, splash_part
 
 interpreted = partial(splash, interpret=True)
 
@@ -103,6 +104,28 @@ def test_splash_has_the_gradient_of_what_is_not_padding():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_parts_that_splash_attends_to_merge():
+    part = partial(splash_part, interpret=True)
+
+    def in_parts(q, k, v):
+        # No key at all, some of them, and the rest before padding.
+        (first, second), (one, other) = jnp.split(k, 2, axis=1), jnp.split(v, 2, axis=1)
+        none, some = (part(q, first, one, jnp.int32(n)) for n in (0, 130))
+        return merge(merge(none, some), part(q, second, other, jnp.int32(3)))[0]
+
+    def slopes(attend, *arrays):
+        out, transposed = jax.vjp(attend, *arrays)
+        return out, transposed(out)
+
+    q, k, v = draw(queries=5, keys=260, heads=1)
+    known = q, k[:, :133], v[:, :133]
+    out, found = slopes(in_parts, q, k, v)
+    np.testing.assert_allclose(out, exact(*known), atol=1e-5)
+    for a, b in zip(found, slopes(chunked, *known)[1]):
+        np.testing.assert_allclose(a[:, : b.shape[1]], b, atol=1e-5)
+        assert not np.any(a[:, b.shape[1] :])  # padding
+
+
 # The choice -----------------------------------------------------------------------------
 
 
@@ -113,9 +136,12 @@ def lowered(function, platform, dtype):
 
 
 def test_a_program_for_another_platform_gets_that_platforms_kernel():
-    assert "tpu_custom_call" in lowered(attention, "tpu", jnp.bfloat16)
+    part = lambda q, k, v: attention_to_part(q, k, v, jnp.int32(500))
+    for function in (attention, part):
+        assert "tpu_custom_call" in lowered(function, "tpu", jnp.bfloat16)
     for platform, dtype in (("tpu", jnp.float32), ("cuda", jnp.bfloat16), ("cpu", jnp.bfloat16)):
-        assert "custom_call" not in lowered(attention, platform, dtype)
+        for function in (attention, part):
+            assert "custom_call" not in lowered(function, platform, dtype)
 
 
 def test_a_kernel_is_had_by_name_where_the_platform_has_it():

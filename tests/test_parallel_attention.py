@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives
 
 from ic_jax.models.attention import attention
-from ic_jax.parallel import MeshShape, device_mesh, sequence_layout
-from ic_jax.parallel.ring import merge, partial_attention
+from ic_jax.models.attention.parts import merge, plain_part
+from ic_jax.parallel import MeshShape, device_mesh, sequence, sequence_layout
 
 HEADS = 4
 
@@ -41,6 +42,15 @@ def test_spread_tokens_attend_as_on_one_device(shape, tokens):
     np.testing.assert_allclose(spread, attention(q, k, v), atol=1e-5)
 
 
+def test_keys_are_gathered_for_a_kernel_that_needs_all_of_them(monkeypatch):
+    monkeypatch.setattr(sequence, "suits_cudnn", lambda q: True)
+    q, k, v = qkv(2, 6)
+    attend = jax.jit(sequence_layout(device_mesh(MeshShape(sequence=3), HEADS)).attend)
+    spread = attend.lower(q, k, v).compile()
+    assert {each.kind for each in collectives(spread.as_text())} == {"all-gather"}
+    np.testing.assert_allclose(spread(q, k, v), attention(q, k, v), atol=1e-5)
+
+
 def test_a_prompt_alone_is_attended_to_on_devices_for_two():
     layout = sequence_layout(device_mesh(MeshShape(prompts=2, sequence=4), HEADS))
     q, k, v = qkv(1, 6)
@@ -58,9 +68,9 @@ def test_attention_to_parts_of_the_keys_merges_into_attention_to_all():
     @jax.jit
     def in_parts(q, k, v):
         # No key at all, some of them, and the rest before padding.
-        none = partial_attention(q, k[:, :4], v[:, :4], jnp.int32(0))
-        some = partial_attention(q, k, v, jnp.int32(7))
-        rest = partial_attention(q, k[:, 7:], v[:, 7:], jnp.int32(3))
+        none = plain_part(q, k[:, :4], v[:, :4], jnp.int32(0))
+        some = plain_part(q, k, v, jnp.int32(7))
+        rest = plain_part(q, k[:, 7:], v[:, 7:], jnp.int32(3))
         return merge(merge(none, some), rest)[0]
 
     q, k, v = qkv(2, 12)
@@ -70,9 +80,9 @@ def test_attention_to_parts_of_the_keys_merges_into_attention_to_all():
 
 def test_chunks_of_queries_change_nothing(monkeypatch):
     arguments = *qkv(2, 11), jnp.int32(8)
-    at_once = jax.jit(partial_attention)(*arguments)
-    monkeypatch.setattr("ic_jax.parallel.ring._SCORE_BUDGET", 3 * 2 * HEADS * 11)
-    in_chunks = jax.jit(lambda *arguments: partial_attention(*arguments))(*arguments)
+    at_once = jax.jit(plain_part)(*arguments)
+    monkeypatch.setattr("ic_jax.models.attention.parts._SCORE_BUDGET", 3 * 2 * HEADS * 11)
+    in_chunks = jax.jit(lambda *arguments: plain_part(*arguments))(*arguments)
     for some, whole in zip(in_chunks, at_once):
         np.testing.assert_allclose(some, whole, atol=1e-6)
 
@@ -82,7 +92,7 @@ def test_float32_keeps_its_bits_on_every_platform():
     for dtype, products in (jnp.float32, ["HIGHEST"] * 4), (jnp.bfloat16, []):
         arrays = (x.astype(dtype) for x in qkv(1, 6))
         with jax.default_matmul_precision(None):
-            program = jax.jit(lambda *given: partial_attention(*given)).lower(*arrays, jnp.int32(6))
+            program = jax.jit(lambda *given: plain_part(*given)).lower(*arrays, jnp.int32(6))
         assert re.findall("HIGHEST", program.as_text()) == products
 
 

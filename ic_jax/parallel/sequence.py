@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
-from ic_jax.models.attention import attention
+from ic_jax.models.attention import attention, suits_cudnn
 from ic_jax.models.layout import Layout
 
 from .mesh import PROMPTS, RING, TOKENS, ULYSSES, kept_spec, shares_rows
@@ -54,10 +54,15 @@ def _exchange(
 ) -> Float[Array, "b l h d"]:
     """Ulysses (arXiv 2309.14509): all heads of some tokens become some heads of more tokens.
 
-    What these tokens still lack is in the ring. Both at once are USP (arXiv 2405.07719).
+    What these tokens still lack is in the ring. Both at once are USP (arXiv 2405.07719). cuDNN has
+    no answer to a part of the keys that could be merged (`attention_to_part`), and gets all.
     """
     q, k, v = jax.lax.all_to_all((q, k, v), ULYSSES, split_axis=2, concat_axis=1, tiled=True)
-    if jax.lax.axis_size(RING) == 1:
+    ring = jax.lax.axis_size(RING)
+    if ring > 1 and suits_cudnn(q):
+        # As many bytes arrive as would go round, but at once, and all have to be held.
+        (k, v), ring = jax.lax.all_gather((k, v), RING, axis=1, tiled=True), 1
+    if ring == 1:
         out = attention(q, k[:, :tokens], v[:, :tokens])
     else:
         out = ring_attention(q, k, v, RING, tokens)

@@ -10,13 +10,14 @@ splash    TPU          any                          tokens, to tiles; heads, to 
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ic_jax.errors import InputError
 
 from .chunks import chunked
 from .gpu import WIDEST, cudnn, present
-from .tpu import splash
+from .parts import Part, plain_part
+from .tpu import splash, splash_part
 
 Attend = Callable[
     [Float[Array, "b l h d"], Float[Array, "b m h d"], Float[Array, "b m h d"]],
@@ -37,15 +38,39 @@ def attention(
     16-bit inputs take the platform's fused kernel. Those multiply in 16 bits whatever they are
     given, so that float32 goes by `chunked`, which keeps all of its bits.
     """
-    if q.dtype.itemsize > 2:
+    if _is_wide(q):
         return chunked(q, k, v)
     # The platform is known when a program is lowered, and not yet when it is traced: this process
     # may export for another one, or keep some arrays on its CPU. Other branches are dropped then.
     fused: dict[str, Attend] = {"tpu": splash}
     # A program for CUDA that is exported from elsewhere goes by `chunked`.
-    if present() and q.shape[-1] <= WIDEST:
+    if suits_cudnn(q):
         fused["cuda"] = cudnn
     return jax.lax.platform_dependent(q, k, v, default=chunked, **fused)
+
+
+def attention_to_part(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    keys: Int[Array, ""],
+) -> Part:
+    """`attention` to the first `keys` keys, none of them at the least, for `parts.merge`.
+
+    Of the fused kernels the TPU's alone tells its sums exactly. Of cuDNN's, JAX rounds the logs to
+    the 16 bits of the queries: shares of 8192 keys each would be off by up to 3 %.
+    """
+    fused = {} if _is_wide(q) else {"tpu": splash_part}
+    return jax.lax.platform_dependent(q, k, v, keys, default=plain_part, **fused)
+
+
+def suits_cudnn(q: Float[Array, "b l h d"]) -> bool:
+    """Whether `attention` to such queries is cuDNN's where it runs on CUDA in this process."""
+    return present() and not _is_wide(q) and q.shape[-1] <= WIDEST
+
+
+def _is_wide(q: Float[Array, "b l h d"]) -> bool:
+    return q.dtype.itemsize > 2
 
 
 def kernel(name: str, platform: str | None = None) -> Attend:

@@ -1,10 +1,14 @@
 """Splash attention: the TPU's fused kernel, written in Pallas and shipped with JAX."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from .parts import Part, plain_part
 
 _LANES = 128
 
@@ -25,13 +29,54 @@ def splash(
     Tokens are padded to whole tiles and heads to whole lanes of 128; what is padded is
     attended to by nobody. `interpret` runs the kernel on any platform, slowly.
     """
-    queries, keys, head_dim = q.shape[1], k.shape[1], q.shape[-1]
+    return _tiled(q, k, v, k.shape[1], interpret)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def splash_part(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    keys: Int[Array, ""],
+    interpret: bool = False,
+) -> Part:
+    """`parts.plain_part` in such tiles, rounded to the dtype of `q`.
+
+    The kernel that tells its sums has no gradient: that of `plain_part` stands in for it.
+    """
+    out, log_sums = _tiled(q, k, v, keys, interpret, with_log_sums=True)
+    return out.astype(jnp.float32), log_sums
+
+
+def _part_forward(q, k, v, keys, interpret):
+    return splash_part(q, k, v, keys, interpret), (q, k, v, keys)
+
+
+def _part_backward(interpret, known, cotangents):
+    *arrays, keys = known
+    _, transposed = jax.vjp(lambda q, k, v: plain_part(q, k, v, keys), *arrays)
+    return *transposed(cotangents), None
+
+
+splash_part.defvjp(_part_forward, _part_backward)
+
+
+def _tiled(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    keys: int | Int[Array, ""],
+    interpret: bool,
+    with_log_sums: bool = False,
+) -> Float[Array, "b l h d"] | tuple[Float[Array, "b l h d"], Float[Array, "b l h"]]:
+    """Attention to the first `keys` keys, and if asked, the logs of their exponentials' sums."""
+    queries, head_dim = q.shape[1], q.shape[-1]
     block_q, padded_q = _tiles(queries, _QUERIES)
-    block_kv, padded_kv = _tiles(keys, _KEYS)
+    block_kv, padded_kv = _tiles(k.shape[1], _KEYS)
     lanes = -(-head_dim // _LANES) * _LANES
-    attend = _kernel(block_q, block_kv, interpret)
+    attend = _kernel(block_q, block_kv, interpret, with_log_sums)
     segments = None
-    if padded_kv > keys:
+    if with_log_sums or padded_kv > keys:
         # Tokens attend to their own segment alone. Queries that are padding are cut off below.
         real = (jnp.arange(padded_kv) < keys).astype(jnp.int32)
         segments = kernels.SegmentIds(jnp.ones(padded_q, jnp.int32), real)
@@ -42,7 +87,11 @@ def splash(
 
     arrays = fitted(q * head_dim**-0.5, padded_q), fitted(k, padded_kv), fitted(v, padded_kv)
     out = jax.vmap(lambda q, k, v: attend(q, k, v, segments))(*arrays)
-    return jnp.moveaxis(out, 1, 2)[:, :queries, :, :head_dim]
+    real_rows = lambda x: jnp.moveaxis(x, 1, 2)[:, :queries]
+    if not with_log_sums:
+        return real_rows(out)[..., :head_dim]
+    out, (log_sums,) = out
+    return real_rows(out)[..., :head_dim], real_rows(log_sums)
 
 
 def _tiles(tokens: int, most: int) -> tuple[int, int]:
@@ -52,7 +101,9 @@ def _tiles(tokens: int, most: int) -> tuple[int, int]:
     return block, count * block
 
 
-def _kernel(block_q: int, block_kv: int, interpret: bool) -> kernels.SplashAttentionKernel:
+def _kernel(
+    block_q: int, block_kv: int, interpret: bool, save_residuals: bool
+) -> kernels.SplashAttentionKernel:
     sizes = kernels.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -69,7 +120,7 @@ def _kernel(block_q: int, block_kv: int, interpret: bool) -> kernels.SplashAtten
         all_tiles,
         block_sizes=sizes,
         is_mqa=False,
-        save_residuals=False,
+        save_residuals=save_residuals,
         mask_value=kernels.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name=None,
