@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_transformer
 from collectives import collectives, received
+from jax.sharding import PartitionSpec
 from tiny_transformer import CONFIG, TOKENS
 
 from ic_jax.errors import InputError
@@ -23,6 +24,7 @@ from ic_jax.parallel import (
     place,
     sequence_layout,
 )
+from ic_jax.parallel.mesh import kept_spec
 from ic_jax.parallel.traffic import attention_traffic, block_traffic, step_traffic
 
 FLOAT32 = 4
@@ -124,6 +126,14 @@ def test_a_state_beside_the_weights_is_compiled_for_once(compilations):
 def test_beside_weights_on_one_device_nothing_moves():
     state = jnp.ones(3), jax.random.key(0)
     assert beside(Weights(vae={}, dit={"kernel": jnp.eye(2)}), state) is state
+
+
+def test_what_is_kept_is_cut_where_its_parts_are_even():
+    sizes = {"clips": 1, "prompts": 2, "ring": 3, "ulysses": 2}
+    tokens, channels = (2, 12, 6), (2, 9, 6)
+    assert kept_spec(sizes, tokens) == PartitionSpec("prompts", ("ring", "ulysses"), None)
+    assert kept_spec(sizes, channels) == PartitionSpec("prompts", None, ("ring", "ulysses"))
+    assert kept_spec(sizes, (1, 9, 8)) == PartitionSpec(None, None, None)
 
 
 def test_devices_share_weights_and_activations():
