@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 
 from ..precision import highest
 
-# Scores held at once, as float32: up to 64 MiB in one go, and beyond that chunks of 4 MiB,
-# which stay near the cores of a CPU.
-_WHOLE = 1 << 24
-_CHUNK = 1 << 20
+# Scores held at once, as float32: all heads together up to 16 MiB, and beyond that one head in
+# chunks of 32 MiB, long enough for matrix products to reach their speed on a CPU.
+_WHOLE = 1 << 22
+_CHUNK = 1 << 23
 
 
 def chunked(
