@@ -1,5 +1,7 @@
 """One thread beside the devices: what it reads ahead, in which order it works, how it stops."""
 
+import os
+import signal
 from threading import Event, Timer
 
 import pytest
@@ -100,4 +102,35 @@ def test_what_has_begun_is_ended_on_ctrl_c_and_nothing_else_is_begun():
             at_work._asked[1].add_done_callback(lambda task: dropped.set())
             assert begun.wait(SECONDS)
             raise KeyboardInterrupt
+    assert done == ["first"]
+
+
+@pytest.fixture
+def interruptible():
+    """Whoever runs in the background of a script inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_second_ctrl_c_does_not_cut_off_what_has_begun():
+    done, begun, may = [], Event(), Event()
+
+    def write(name):
+        begun.set()
+        assert may.wait(SECONDS)
+        done.append(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        with clerk(MOST) as at_work:
+            at_work.later(write, "first")
+            assert begun.wait(SECONDS)
+            Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            raise KeyboardInterrupt
+    # The interpreter waits at its end for threads that it knows to be alive.
+    (worker,) = at_work._thread._threads
+    assert worker.is_alive() and done == []
+    may.set()
+    worker.join()
     assert done == ["first"]

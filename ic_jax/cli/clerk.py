@@ -2,8 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -40,13 +40,26 @@ class Clerk:
         Raises what an earlier task raised.
         """
         while self._asked and (self._asked[0].done() or len(self._asked) >= self._most):
-            self._asked.popleft().result()
+            self._end_first()
         self._asked.append(self._thread.submit(task, *given))
 
     def finish(self) -> None:
         """Waits until all tasks are done. Raises what one of them raised."""
         while self._asked:
-            self._asked.popleft().result()
+            self._end_first()
+
+    def leave(self) -> None:
+        """Ends the task at hand, and drops those that it has not begun."""
+        # Not by joining the thread: whoever is interrupted there takes it for dead, and the
+        # interpreter would end in the middle of a task.
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        for task in self._asked:
+            with suppress(CancelledError):
+                task.exception()
+
+    def _end_first(self) -> None:
+        self._asked[0].result()
+        self._asked.popleft()
 
 
 @contextmanager
@@ -57,10 +70,9 @@ def clerk(most: int) -> Iterator[Clerk]:
     On any error, or Ctrl-C, it ends the task at hand, whose output is whole then, and drops
     those that it has not begun.
     """
-    thread = ThreadPoolExecutor(1)
+    at_work = Clerk(ThreadPoolExecutor(1), most)
     try:
-        at_work = Clerk(thread, most)
         yield at_work
         at_work.finish()
     finally:
-        thread.shutdown(cancel_futures=True)
+        at_work.leave()
