@@ -285,10 +285,20 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
 
 
 def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeypatch):
-    waited = []
-    monkeypatch.setattr("ic_jax.cli.batch.barrier", lambda: waited.append("until all are done"))
+    told = "ic_jax.cli.batch.note", "ic_jax.cli.batch.barrier"
+    came = []
+    for name in told:
+        monkeypatch.setattr(name, lambda *said, name=name: came.append(name))
     assert run("batch", "nowhere.jsonl", "--model", "model")[0] == 2
-    assert waited == ["until all are done"]
+    assert came == [*told]  # nobody should have to wait for the reason
+
+    def full(*given):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr("ic_jax.cli.batch.read_jobs", full)
+    code, _, stderr = run("batch", "nowhere.jsonl", "--model", "model")
+    assert code == 2 and "a device ran out of memory" in stderr
+    assert came == [*told, told[1]]
 
 
 @pytest.fixture

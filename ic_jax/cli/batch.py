@@ -60,8 +60,12 @@ class Batch:
         self._join()
         try:
             failed = self._share()
-        except InputError:
-            barrier()  # before it is told: the other hosts would end with this one
+        except InputError as error:
+            note(str(error))
+            barrier()  # the other hosts would end with this one
+            sys.exit(2)
+        except jax.errors.JaxRuntimeError:  # such as a device out of memory
+            barrier()
             raise
         barrier()
         if failed:
