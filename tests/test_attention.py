@@ -99,13 +99,13 @@ def test_tiles_are_as_few_as_will_do_and_pad_little():
 
 def test_splash_has_the_gradient_of_what_is_not_padding():
     args = draw(queries=5, keys=130, heads=1)
-    gradient = lambda attend: jax.grad(lambda *a: jnp.sum(attend(*a) ** 2), argnums=(0, 1, 2))
+    gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(f(*a) ** 2), argnums=(0, 1, 2)))
     for a, b in zip(gradient(interpreted)(*args), gradient(chunked)(*args)):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_parts_that_splash_attends_to_merge():
-    part = partial(splash_part, interpret=True)
+    part = jax.jit(partial(splash_part, interpret=True))
 
     def in_parts(q, k, v):
         # No key at all, some of them, and the rest before padding.
