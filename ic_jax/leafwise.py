@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
@@ -74,6 +75,14 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         return [np.zeros(0)] * len(infos)  # orbax measures what it thinks it restored
 
 
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """Else orbax lets all hosts wait for each other, of which some may have nothing to read."""
+    host = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host {host}"
+    )
+
+
 def _wait_for(written) -> None:
     try:
         written.result()
@@ -92,8 +101,9 @@ def _checkpointer(kind: type, handler: _OneByOne) -> Iterator[ocp.Checkpointer]:
     try:
         registry = ocp.type_handlers.create_type_handler_registry((kind, handler))
         # Plain zarr folders, one for each leaf: OCDBT would gather far more in memory.
-        whole = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-        with ocp.Checkpointer(whole) as checkpointer:
+        given = {"type_handler_registry": registry, "multiprocessing_options": _by_itself()}
+        whole = ocp.PyTreeCheckpointHandler(use_ocdbt=False, **given)
+        with ocp.Checkpointer(whole, multiprocessing_options=_by_itself()) as checkpointer:
             yield checkpointer
     finally:
         logger.setLevel(level)

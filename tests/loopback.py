@@ -13,6 +13,7 @@ from jax.experimental.multihost_utils import process_allgather
 from tiny_transformer import on_mesh
 
 from ic_jax import parallel
+from ic_jax.leafwise import visit_leaves
 from ic_jax.parallel import MeshShape
 
 CLIPS = "c", "a", "b"
@@ -25,6 +26,10 @@ def main(coordinator, processes, process, folder):
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
     for name in parallel.mine(CLIPS):
         (Path(folder) / name).write_text(f"{jax.process_index()}: {devices}")
+    if jax.process_index() == 0:  # the others have nothing to read, and are not waited for
+        leaves = {}
+        visit_leaves(Path(folder) / "leaves.orbax", leaves.__setitem__)
+        np.testing.assert_equal(leaves, {"a": np.arange(3)})
     found = [process_allgather(on_mesh(shape)[1], tiled=True) for shape in SHAPES]
     np.save(Path(folder) / f"{jax.process_index()}.npy", found)
 

@@ -14,11 +14,13 @@ import pytest
 import tiny_transformer
 
 from ic_jax.errors import InputError
+from ic_jax.leafwise import save_leaves
 from ic_jax.parallel import join, mine
 
 HERE = Path(__file__).parent
 FOUR = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    # XLA takes the last of two.
+    "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
     "PYTHONPATH": str(HERE.parent),
     # What the test compares with was made at this precision (conftest).
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
@@ -34,6 +36,7 @@ def port():
 
 
 def test_two_hosts_give_what_one_gives(tmp_path, port):
+    save_leaves(tmp_path / "leaves.orbax", ["a"], [("a", np.arange(3))])
     command = [sys.executable, str(HERE / "loopback.py"), f"127.0.0.1:{port}", "2"]
     hosts = [subprocess.Popen([*command, str(n), str(tmp_path)], env=FOUR) for n in range(2)]
     try:
