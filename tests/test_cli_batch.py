@@ -168,7 +168,7 @@ def test_two_hosts_make_each_clip_once(here):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = "--xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent)}
     hosts = [
         subprocess.Popen(
