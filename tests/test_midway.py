@@ -18,8 +18,10 @@ from ic_jax.shot import Shot
 SHAPE = 12, 16, 32
 MODEL = Model("tiny", TINY.resized(9, None, None), tiny_weights(), {})
 CONTEXT = tiny_context()
-# A solver with a memory, fresh noise in every step, and a measurement that changes on the way.
-SETTINGS = Settings(latent_mask="mean", solver="unipc", steps=3, renoise=0.3, refresh_at=0.9)
+# A solver with a memory, an answer that is reused, fresh noise, and a refreshed measurement.
+SETTINGS = Settings(
+    latent_mask="mean", solver="unipc", steps=3, reuse=1, renoise=0.3, refresh_at=0.9
+)
 
 
 class Stopped(Exception):
