@@ -130,7 +130,7 @@ def dit_memory(config: DiTConfig, grid: Grid, batch: int, itemsize: int) -> int:
     """Estimate of the bytes of the activations of one call, whose `itemsize` is given.
 
     The float32 residual stream and its normalised copy stay while the widest layer runs.
-    Attention is taken to be fused; in chunks of queries it needs up to 128 MiB more.
+    Attention is taken to be fused; in chunks of queries it needs up to 192 MiB more.
     """
     stream = 2 * FLOAT32 * token_count(config, grid) * config.dim
     return batch * (stream + itemsize * largest(dit_layers(config, grid)))

@@ -8,7 +8,7 @@ import pytest
 
 from ic_jax.errors import InputError
 from ic_jax.models import attention as package
-from ic_jax.models.attention import KERNELS, attention, attention_to_part, chunks, kernel
+from ic_jax.models.attention import KERNELS, attention, attention_to_part, kernel
 from ic_jax.models.attention.chunks import chunked
 from ic_jax.models.attention.parts import merge
 from ic_jax.models.attention.tpu import splash, splash_part
@@ -30,38 +30,35 @@ def exact(q, k, v):
     return np.einsum("bhlm,bmhd->blhd", weights, v)
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of `length` queries, of as many `keys`."""
-
-    def set_to(length, keys):
-        monkeypatch.setattr(chunks, "_WHOLE", 0)
-        monkeypatch.setattr(chunks, "_CHUNK", length * keys)
-
-    return set_to
-
-
-@pytest.mark.parametrize("length", [1, 5, 7, 1000])
-def test_equals_float64_attention_at_any_chunk_length(small_chunks, length):
+@pytest.mark.parametrize("length", [1, 5, 7, 35, 1000])
+def test_equals_float64_attention_at_any_chunk_length(length):
     arrays = draw(queries=35, keys=19)
-    small_chunks(length, 19)
     with jax.default_matmul_precision("highest"):
-        np.testing.assert_allclose(chunked(*arrays), exact(*arrays), atol=1e-6)
+        out = chunked(*arrays, scores=length * 19)
+    np.testing.assert_allclose(out, exact(*arrays), atol=1e-6)
 
 
-def test_chunks_hold_no_full_score_matrix(small_chunks):
-    small_chunks(4, 32)
-    jaxpr = str(jax.make_jaxpr(chunked)(*draw(queries=64, keys=32)))
+def test_chunks_hold_no_full_score_matrix():
+    in_chunks = partial(chunked, scores=4 * 32)
+    jaxpr = str(jax.make_jaxpr(in_chunks)(*draw(queries=64, keys=32)))
     assert "f32[4,32]" in jaxpr and "64,32" not in jaxpr
 
 
-def test_gradient_is_the_same_in_chunks(small_chunks):
+def test_gradient_is_the_same_in_chunks():
     args = draw(queries=12, keys=9)
-    gradient = jax.grad(lambda *a: jnp.sum(chunked(*a) ** 2), argnums=(0, 1, 2))
-    whole = gradient(*args)
-    small_chunks(5, 9)
-    for a, b in zip(gradient(*args), whole):
+    whole, in_chunks = (
+        jax.jit(jax.grad(lambda *a: jnp.sum(chunked(*a, scores=most) ** 2), argnums=(0, 1, 2)))
+        for most in (1 << 20, 5 * 9)
+    )
+    for a, b in zip(in_chunks(*args), whole(*args)):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform, rows", [("cpu", 512), ("cuda", 2048), ("tpu", 2048)])
+def test_chunks_are_longer_where_a_launch_is_dear(platform, rows):
+    x = jax.ShapeDtypeStruct((1, 16384, 1, 8), jnp.float32)
+    program = jax.jit(attention).trace(x, x, x).lower(lowering_platforms=(platform,)).as_text()
+    assert f"tensor<{rows}x16384xf32>" in program
 
 
 @pytest.mark.parametrize("function", [attention, chunked, interpreted])

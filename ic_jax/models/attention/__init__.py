@@ -8,13 +8,14 @@ splash    TPU          any                          tokens, to tiles; heads, to 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from ic_jax.errors import InputError
 
-from .chunks import chunked
+from .chunks import FOR_ACCELERATOR, chunked
 from .gpu import WIDEST, cudnn, present
 from .parts import Part, plain_part
 from .tpu import splash, splash_part
@@ -38,15 +39,16 @@ def attention(
     16-bit inputs take the platform's fused kernel. Those multiply in 16 bits whatever they are
     given, so that float32 goes by `chunked`, which keeps all of its bits.
     """
-    if _is_wide(q):
-        return chunked(q, k, v)
     # The platform is known when a program is lowered, and not yet when it is traced: this process
     # may export for another one, or keep some arrays on its CPU. Other branches are dropped then.
-    fused: dict[str, Attend] = {"tpu": splash}
+    ways: dict[str, Attend] = {"cpu": chunked}
+    if not _is_wide(q):
+        ways["tpu"] = splash
     # A program for CUDA that is exported from elsewhere goes by `chunked`.
     if suits_cudnn(q):
-        fused["cuda"] = cudnn
-    return jax.lax.platform_dependent(q, k, v, default=chunked, **fused)
+        ways["cuda"] = cudnn
+    in_long_chunks = partial(chunked, scores=FOR_ACCELERATOR)
+    return jax.lax.platform_dependent(q, k, v, default=in_long_chunks, **ways)
 
 
 def attention_to_part(

@@ -8,27 +8,31 @@ from jaxtyping import Array, Float
 
 from ..precision import highest
 
-# Scores held at once, as float32: all heads together up to 16 MiB, and beyond that one head in
-# chunks of 32 MiB, long enough for matrix products to reach their speed on a CPU.
-_WHOLE = 1 << 22
-_CHUNK = 1 << 23
+# 32 MiB in float32: enough for products of matrices to reach their speed on a CPU.
+FOR_CPU = 1 << 23
+# 128 MiB: keys are read again for every chunk, and a launch costs as much as 10⁶ scores.
+FOR_ACCELERATOR = 1 << 25
 
 
 def chunked(
-    q: Float[Array, "b l h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    scores: int = FOR_CPU,
 ) -> Float[Array, "b l h d"]:
     """softmax(q kᵀ / √d) v, head by head and by chunks of queries where it is large.
 
-    The softmax is float32, and so are products of 16-bit inputs until they are summed.
+    The softmax is float32, and so are products of 16-bit inputs until they are summed. At most
+    `scores` entries of the matrix q kᵀ are held at once; all heads go together up to half of them.
     """
     q = q * q.shape[-1] ** -0.5
     batch, queries, heads, width = q.shape
     keys = k.shape[1]
-    if batch * heads * queries * keys <= _WHOLE:
+    if batch * heads * queries * keys <= scores // 2:
         return jax.vmap(jax.vmap(_one_head, in_axes=1, out_axes=1))(q, k, v)
     # Rematerialised, or the backward pass would keep the scores of every chunk.
     attend = jax.checkpoint(_one_head)
-    size = ceil(queries / ceil(queries * keys / _CHUNK))
+    size = ceil(queries / ceil(queries * keys / scores))
 
     def by_chunks(arrays):
         q, k, v = arrays
