@@ -79,6 +79,17 @@ def test_output_has_the_size_length_and_rate_of_the_input(run, tmp_path, frames,
     assert all(later[0] == earlier[1] - 5 for earlier, later in zip(windows, windows[1:]))
 
 
+def test_a_result_that_is_read_is_not_replaced(run, tmp_path, monkeypatch):
+    a_clip(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = "--depth", "depth.npz", "--camera", "zoom_in"
+    assert run("warp", "clip.mp4", *options)[0] == 0
+    before = (tmp_path / "warp" / "warped.mp4").read_bytes()
+    code, _, stderr = run("warp", "warp/warped.mp4", *options)
+    assert code == 2 and "warp/warped.mp4: lies in warp, which would be replaced" in stderr
+    assert (tmp_path / "warp" / "warped.mp4").read_bytes() == before
+
+
 def test_warp_is_geometry_at_the_clips_own_size(run, tmp_path):
     clip, depth, _ = a_clip(tmp_path)
     code, _, stderr = run(

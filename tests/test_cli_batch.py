@@ -206,6 +206,7 @@ def test_two_hosts_make_each_clip_once(here):
         (edit(steps=0), "--steps is 0; give a number from 1 to 1000"),
         (edit(solver="heun"), "unknown --solver 'heun'"),
         (edit(clip="absent.mp4"), "clip: absent.mp4: no such file or folder"),
+        (edit(clip=300 * "x"), f"{300 * 'x'}: File name too long; give another"),
         (edit(clip=None), "has no clip"),
         (edit(clip=""), "has no clip"),
         (edit(clip="/"), "out is ''; give a plain name"),
@@ -219,6 +220,9 @@ def test_two_hosts_make_each_clip_once(here):
         (edit(out="\ud800"), "out is '\\ud800'; give a plain name"),
         (edit(out="é" * 101), "out has 202 bytes; give a name of 200 at most"),
         (edit(out="fine"), "out is 'fine', as in jobs.jsonl, line 1; give one of them another"),
+        (edit(clip="out/old/inpainted.mp4", out="old"), "lies in out/old, which would be replaced"),
+        (edit(clip="out/old", out="old"), "out/old: lies in out/old"),
+        (edit(mask="out/old/inpainted.mp4", out="old"), "lies in out/old"),
         (edit(out="letters"), "letters: holds files that are not an earlier result"),
         (["inpaint"], "is no JSON object"),
         (edit(command=["inpaint"]), "command is ['inpaint']; give recapture or inpaint"),
@@ -228,12 +232,16 @@ def test_two_hosts_make_each_clip_once(here):
 def test_a_job_that_cannot_be_made_keeps_all_from_being_begun(here, batch, job, complaint):
     (here / "out" / "letters").mkdir(parents=True)
     (here / "out" / "letters" / "letter.txt").write_text("dear")
+    (here / "out" / "old").mkdir()
+    (here / "out" / "old" / "inpainted.mp4").write_bytes(b"")
+    record = {"made_by": "ic-jax", "files": ["inpainted.mp4", "result.json"]}
+    (here / "out" / "old" / "result.json").write_text(json.dumps(record))
     code, stdout, stderr = batch(edit(out="fine"), job, edit(out="also_fine"))
     assert code == 2 and stdout == ""
     first, last = stderr.strip().split("\n")
     assert first.startswith("ic-jax: jobs.jsonl, line 2: ") and complaint in first
     assert last == "ic-jax: 1 of 3 jobs cannot be run; nothing was written"
-    assert [path.name for path in (here / "out").iterdir()] == ["letters"]
+    assert {path.name for path in (here / "out").iterdir()} == {"letters", "old"}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ PNG, MP4 = ["--mask", "mask.png"], ["--mask", "mask.mp4"]
     [
         (nothing, [], "what is to be made anew? pass --mask"),
         (nothing, PNG, "mask.png: no such file"),
+        (nothing, ["--mask", 300 * "x"], f"{300 * 'x'}: File name too long; give another"),
         (mask(0.0), PNG, "mask.png: no white pixel"),
         (mask(1.0), PNG, "mask.png: white everywhere"),
         (mask(0.5, 24, 24), PNG, "mask.png: the mask is 24x24 and clip.mp4 is 36x24"),

@@ -6,7 +6,7 @@ import sys
 import jax
 import tyro
 
-from ..errors import InputError
+from ..errors import InputError, file_errors_told
 from .batch import Batch
 from .calibrate import Calibrate
 from .compile_cache import keep_compiled_programs
@@ -42,7 +42,8 @@ def main() -> None:
     )
     try:
         keep_compiled_programs()
-        command.run()
+        with file_errors_told():
+            command.run()
     except InputError as error:
         print(f"ic-jax: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,8 @@
 """What `recapture`, `inpaint` and every line of a batch are: a clip read, directed, delivered."""
 
-from collections.abc import Mapping
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -9,6 +11,7 @@ from jaxtyping import UInt8
 
 from .. import delivery
 from ..director import Footage, timed
+from ..errors import InputError
 from ..output import output_folder, write_result
 from ..report import Labels
 from ..settings import Settings
@@ -62,6 +65,7 @@ def carry_out(job: Job) -> None:
         InputError: bad input; nothing was written.
     """
     job.check()
+    check_apart(job)
     seconds: dict[str, float] = {}
     with state_file(job.out, job.generator.resume) as state, output_folder(job.out) as folder:
         with timed(seconds, "read"):
@@ -69,6 +73,27 @@ def carry_out(job: Job) -> None:
         run = job.generator.run(material.footage, job.settings, seconds, state)
         facts = deliver(job, folder, material, run, seconds)
     report(job.out, facts, job.coverage)
+
+
+def check_apart(command: Any) -> None:
+    """Raises InputError where a command would replace an earlier result that it reads from."""
+    # Unlike those of a Path, os.path's functions raise nothing for a name that cannot be.
+    out = os.path.realpath(command.out)
+    for path in _paths(command):
+        if os.path.exists(path) and Path(os.path.realpath(path)).is_relative_to(out):
+            raise InputError(
+                f"{path}: lies in {command.out}, which would be replaced; give another out"
+            )
+
+
+def _paths(options: Any) -> Iterator[Path]:
+    """All that the options name, but for the place of the results."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _paths(value)
+        elif isinstance(value, Path) and field.name != "out":
+            yield value
 
 
 def deliver(

@@ -9,11 +9,11 @@ from types import NoneType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 from unicodedata import category
 
-from ..errors import InputError
+from ..errors import InputError, file_errors_told
 from ..output import check_replaceable
 from .console import note
 from .inpaint import Inpaint
-from .job import Job
+from .job import Job, check_apart
 from .recapture import Recapture
 
 COMMANDS = {"recapture": Recapture, "inpaint": Inpaint}
@@ -88,7 +88,8 @@ def each(items: Sequence[Any], where: Callable[[Any], str], check: Callable[[Any
     made, refused = [], 0
     for item in items:
         try:
-            made.append(check(item))
+            with file_errors_told():
+                made.append(check(item))
         except InputError as error:
             note(f"{where(item)}: {error}")
             refused += 1
@@ -113,6 +114,7 @@ def _parsed(text: str, folder: Path) -> tuple[Job, dict[str, Any]]:
     options["out"] = str(folder / _name(options))
     job = _filled(command, options)
     job.check()
+    check_apart(job)
     check_replaceable(job.out)
     return job, {"job": given}
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..batch import Reel, begin, side_by_side, window
 from ..director import Take, timed
-from ..errors import InputError
+from ..errors import InputError, file_errors_told
 from ..model import Model
 from ..output import output_folder
 from .clerk import Clerk
@@ -92,5 +92,5 @@ class Studio(NamedTuple):
 
 def _read(line: Line) -> tuple[Material, dict[str, float]]:
     seconds: dict[str, float] = {}
-    with timed(seconds, "read"):
+    with timed(seconds, "read"), file_errors_told():
         return line.job.read(), seconds

@@ -8,6 +8,7 @@ from ..director import observe, timed
 from ..errors import InputError
 from ..output import output_folder, write_result
 from .console import report, rounded
+from .job import check_apart
 from .source import Flat, Source
 
 
@@ -21,6 +22,7 @@ class Warp:
 
     def run(self) -> None:
         self.source.check()
+        check_apart(self)
         seconds: dict[str, float] = {}
         with output_folder(self.out) as folder:
             with timed(seconds, "read"):
