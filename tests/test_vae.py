@@ -18,6 +18,7 @@ from ic_jax.models.wan_vae import (
     WanVAE,
     conv_at_once,
     conv_by_taps,
+    conv_in_turn,
     decode,
     decode_bytes,
     encode,
@@ -127,14 +128,32 @@ def test_latents_are_normalised_by_the_models_own_statistics(clip):
     np.testing.assert_allclose(model.encode(first) * std + mean, raw.encode(first), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [conv_by_taps, conv_in_turn])
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1)])
 @pytest.mark.parametrize("strides", [(1, 1, 1), (2, 1, 1), (1, 2, 2)])
-def test_both_forms_of_the_convolution_are_the_same_sum(kernel, strides):
-    x, weights = jnp.asarray(noise(2, 5, 8, 6, 3)), jnp.asarray(noise(*kernel, 3, 4))
-    window = {"strides": strides, "padding": tuple((n // 2, n - 1 - n // 2) for n in kernel[1:])}
-    whole, taps = (form(x, weights, **window) for form in (conv_at_once, conv_by_taps))
-    assert whole.shape == taps.shape
-    np.testing.assert_allclose(taps, whole, atol=1e-5)
+def test_all_forms_of_the_convolution_are_the_same_sum(form, kernel, strides):
+    window = strides, tuple((n // 2, n - 1 - n // 2) for n in kernel[1:])
+    x, *weights = (jnp.asarray(noise(*s)) for s in ((2, 5, 8, 6, 3), (*kernel, 3, 4), (4,)))
+    whole, same = (f(x, *weights, *window) for f in (conv_at_once, form))
+    assert whole.shape == same.shape
+    np.testing.assert_allclose(same, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("moving", [(0,), (1, 2), (0, 1, 2)])
+def test_images_in_turn_have_the_derivatives_of_all_at_once(moving):
+    window = (2, 1, 1), ((1, 1), (1, 1))
+    given = [jnp.asarray(noise(*shape)) for shape in ((2, 5, 8, 6, 3), (3, 3, 3, 3, 4), (4,))]
+    found = []
+    for form in (conv_at_once, conv_in_turn):
+
+        def energy(*moved, form=form):
+            put = dict(zip(moving, moved, strict=True))
+            return jnp.sum(form(*(put.get(n, x) for n, x in enumerate(given)), *window) ** 2)
+
+        moved = tuple(given[n] for n in moving)
+        gradient = jax.grad(energy, argnums=tuple(range(len(moving))))(*moved)
+        found.append((gradient, jax.jvp(energy, moved, moved)[1]))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), *found)
 
 
 def test_decoded_bytes_are_the_nearest_to_the_clip(model, latent):

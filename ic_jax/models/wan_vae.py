@@ -10,11 +10,13 @@ whole clip is the special case of a single chunk: the same code serves both
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import linen as nn
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from .attention import attention
@@ -114,56 +116,104 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (kt, kh, kw, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel = kernel[-x.shape[1] :].astype(x.dtype)
+        kernel, bias = kernel[-x.shape[1] :].astype(x.dtype), bias.astype(x.dtype)
         padding = self.padding or ((kh // 2, kh // 2), (kw // 2, kw // 2))
-        window = {"strides": self.strides, "padding": padding}
         # The platform is known when a program is lowered, and not yet when it is traced.
-        y = jax.lax.platform_dependent(
-            x, kernel, cpu=partial(conv_by_taps, **window), default=partial(conv_at_once, **window)
+        return jax.lax.platform_dependent(
+            x,
+            kernel,
+            bias,
+            cpu=lambda *given: conv_in_turn(*given, self.strides, padding),
+            default=lambda *given: conv_at_once(*given, self.strides, padding),
         )
-        return y + bias.astype(x.dtype)
 
 
 def conv_at_once(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kt kh kw c d"],
+    bias: Float[Array, "d"],
     strides: tuple[int, int, int],
     padding: Padding,
 ) -> Float[Array, "b t2 h2 w2 d"]:
     """One convolution in three dimensions, valid in time; `padding` is of height and width."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        ((0, 0), *padding),
-        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-        precision=high(),
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    window = {"window_strides": strides, "padding": ((0, 0), *padding)}
+    y = jax.lax.conv_general_dilated(
+        x, kernel, **window, dimension_numbers=layout, precision=high()
     )
+    return y + bias
 
 
 def conv_by_taps(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kt kh kw c d"],
+    bias: Float[Array, "d"],
     strides: tuple[int, int, int],
     padding: Padding,
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """One convolution of images per tap in time: the same sum, 1.5 times faster on a CPU."""
+    """The same sum, one convolution of images per tap in time: a CPU differentiates it faster."""
     taps = len(kernel)
+    ends = [x.shape[1] - taps + 1 + k for k in range(taps)]
+    conv = partial(_conv_images, strides=strides, padding=padding)
+    tap = lambda k: per_frame(lambda y: conv(y, kernel[k]), x[:, k : ends[k] : strides[0]])
+    return sum(map(tap, range(taps))) + bias
 
-    def tap(k: int):
-        frames = x[:, k : x.shape[1] - taps + 1 + k : strides[0]]
-        return per_frame(
-            lambda images: jax.lax.conv_general_dilated(
-                images,
-                kernel[k],
-                strides[1:],
-                padding,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            ),
-            frames,
-        )
 
-    return sum(tap(k) for k in range(taps))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def conv_in_turn(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    bias: Float[Array, "d"],
+    strides: tuple[int, int, int],
+    padding: Padding,
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """The same sum, one image and one tap in time after the other: what a CPU does best.
+
+    It is as fast as one convolution per tap or faster, and in a loop XLA neither takes a copy of
+    every tap's weights out of the stream's loop nor has more than one image at work.
+    """
+    taps = len(kernel)
+    frames = (x.shape[1] - taps) // strides[0] + 1
+    at = partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+    conv = partial(_conv_images, strides=strides, padding=padding)
+
+    def add(n: Array, y: Array) -> Array:
+        frame, tap = n // taps, n % taps
+        part = conv(at(x, frame * strides[0] + tap, 1), at(kernel, tap))
+        return jax.lax.dynamic_update_index_in_dim(y, at(y, frame, 1) + part, frame, 1)
+
+    b, *image = jax.eval_shape(conv, x[:, 0], kernel[0]).shape
+    # Adds nothing, but has XLA wait for x: it would set up the sums of all layers in advance.
+    nothing = x[:, -1:, :1, :1, :1] > jnp.inf
+    return jax.lax.fori_loop(
+        0, frames * taps, add, jnp.broadcast_to(bias + nothing, (b, frames, *image))
+    )
+
+
+@partial(conv_in_turn.defjvp, symbolic_zeros=True)
+def _(strides: tuple[int, int, int], padding: Padding, primals: tuple, tangents: tuple):
+    """XLA's gradients of convolutions in a loop are slow: those of `conv_by_taps` it is."""
+    moves = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
+
+    def by_taps(*moved: Array) -> Array:
+        moved = iter(moved)
+        given = (next(moved) if m else x for m, x in zip(moves, primals, strict=True))
+        return conv_by_taps(*given, strides, padding)
+
+    moving = tuple(compress(primals, moves)), tuple(compress(tangents, moves))
+    return conv_in_turn(*primals, strides, padding), jax.jvp(by_taps, *moving)[1]
+
+
+def _conv_images(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c d"],
+    strides: tuple[int, int, int],
+    padding: Padding,
+) -> Float[Array, "n h2 w2 d"]:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        images, kernel, strides[1:], padding, dimension_numbers=layout
+    )
 
 
 class CausalConv(nn.Module):
