@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from errno import EACCES
 from fractions import Fraction
 from pathlib import Path
 from threading import Event
@@ -28,7 +29,6 @@ from ic_jax.cli.job_file import read_jobs
 from ic_jax.cli.spread import places
 from ic_jax.director import direct, resolve
 from ic_jax.edit import Edit
-from ic_jax.errors import InputError
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import Model
 from ic_jax.models.variants import VARIANTS
@@ -365,7 +365,7 @@ def test_a_job_that_cannot_be_written_is_one_line_after_those_before_it(here, ba
 
     def deliver(job, *given):
         if job.out.name == "b":
-            raise InputError("the disk is full")
+            raise PermissionError(EACCES, "Permission denied", "frames")
         return write(job, *given)
 
     monkeypatch.setattr(studio, "deliver", deliver)

@@ -77,7 +77,7 @@ class Studio(NamedTuple):
         run = Run(self.model, line.job.settings, take, told, None)
         more = {"devices": self.where.devices_each, "batch": line.record}
         try:
-            with output_folder(line.job.out) as folder:
+            with file_errors_told(), output_folder(line.job.out) as folder:
                 deliver(line.job, folder, material, run, seconds, more)
         except InputError as error:
             self._refuse(line, error)
