@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import cache
 from importlib.metadata import version
 
 # Compiling is most of the work here, and what is compiled runs once or twice.
@@ -47,6 +48,20 @@ def _compile_no_program_twice(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ask_no_network_for_its_shapes_twice():
+    """They follow from its sizes alone, and every model that is loaded asks: a second each time."""
+    from ic_jax import model, text
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in model, text:
+            once = cache(module.expected_shapes)
+            # Dictionaries of their own: nobody shares one that another may change.
+            anew = lambda sizes, once=once: jax.tree.map(lambda leaf: leaf, once(sizes))
+            patch.setattr(module, "expected_shapes", anew)
+        yield
 
 
 @pytest.fixture(scope="session")
