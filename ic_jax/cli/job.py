@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from .. import delivery
 from ..director import Footage, timed
 from ..errors import InputError
-from ..output import output_folder, write_result
+from ..output import check_replaceable, output_folder, write_result
 from ..report import Labels
 from ..settings import Settings
 from ..video import Clip
@@ -65,7 +65,7 @@ def carry_out(job: Job) -> None:
         InputError: bad input; nothing was written.
     """
     job.check()
-    check_apart(job)
+    check_place(job)
     seconds: dict[str, float] = {}
     with state_file(job.out, job.generator.resume) as state, output_folder(job.out) as folder:
         with timed(seconds, "read"):
@@ -75,8 +75,9 @@ def carry_out(job: Job) -> None:
     report(job.out, facts, job.coverage)
 
 
-def check_apart(command: Any) -> None:
-    """Raises InputError where a command would replace an earlier result that it reads from."""
+def check_place(command: Any) -> None:
+    """Raises InputError where a command may not put its results, or reads what they replace."""
+    check_replaceable(command.out)
     # Unlike those of a Path, os.path's functions raise nothing for a name that cannot be.
     out = os.path.realpath(command.out)
     for path in _paths(command):

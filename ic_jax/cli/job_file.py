@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 from unicodedata import category
 
 from ..errors import InputError, file_errors_told
-from ..output import check_replaceable
 from .console import note
 from .inpaint import Inpaint
-from .job import Job, check_apart
+from .job import Job, check_place
 from .recapture import Recapture
 
 COMMANDS = {"recapture": Recapture, "inpaint": Inpaint}
@@ -114,8 +113,7 @@ def _parsed(text: str, folder: Path) -> tuple[Job, dict[str, Any]]:
     options["out"] = str(folder / _name(options))
     job = _filled(command, options)
     job.check()
-    check_apart(job)
-    check_replaceable(job.out)
+    check_place(job)
     return job, {"job": given}
 
 

@@ -8,7 +8,7 @@ from ..director import observe, timed
 from ..errors import InputError
 from ..output import output_folder, write_result
 from .console import report, rounded
-from .job import check_apart
+from .job import check_place
 from .source import Flat, Source
 
 
@@ -22,7 +22,7 @@ class Warp:
 
     def run(self) -> None:
         self.source.check()
-        check_apart(self)
+        check_place(self)
         seconds: dict[str, float] = {}
         with output_folder(self.out) as folder:
             with timed(seconds, "read"):
