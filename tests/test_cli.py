@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -77,6 +79,14 @@ def test_output_has_the_size_length_and_rate_of_the_input(run, tmp_path, frames,
     windows = json.loads((out / "result.json").read_text())["windows"]
     assert windows[0][0] == 0 and windows[-1][1] == frames
     assert all(later[0] == earlier[1] - 5 for earlier, later in zip(windows, windows[1:]))
+
+
+def test_whoever_reads_only_the_first_lines_sees_no_traceback():
+    command = [sys.executable, "-c", "from ic_jax.cli import main; main()", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_a_result_that_is_read_is_not_replaced(run, tmp_path, monkeypatch):

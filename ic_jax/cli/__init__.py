@@ -1,5 +1,6 @@
 """ic-jax: give a video a new camera, or repaint part of it, from the command line."""
 
+import os
 import signal
 import sys
 
@@ -44,6 +45,7 @@ def main() -> None:
         keep_compiled_programs()
         with file_errors_told():
             command.run()
+            sys.stdout.flush()
     except InputError as error:
         print(f"ic-jax: {error}", file=sys.stderr)
         sys.exit(2)
@@ -56,6 +58,10 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read the output has enough of it; at its end Python would flush it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("ic-jax: stopped; nothing was written", file=sys.stderr)
         sys.exit(130)
