@@ -1,7 +1,8 @@
 """One arm on one task: observe, mask, sample, decode, score. What was scored is kept on disk.
 
-What is kept knows the weights, the sizes, the calibration and the settings, but not the code:
-after a change to a method or a mask, remove the folder `laboratory` under --data.
+What is kept knows the weights, the sizes, the calibration, the settings and the user's own file
+of methods, but not the code of this package: after a change to one of its methods or masks,
+remove the folder `laboratory` under --data.
 
 An arm is a `Settings`; a task has a known truth (experiments/tasks.py). All arms of a task start
 from the same noise, so that differences between them are paired.
@@ -50,13 +51,18 @@ class Laboratory:
     """A model, the tasks it is tried on, and everything it has scored so far."""
 
     def __init__(
-        self, model: str | Path, data: Path, clips: Sequence[ClipFile] | None = None
+        self,
+        model: str | Path,
+        data: Path,
+        clips: Sequence[ClipFile] | None = None,
+        code: bytes = b"",
     ):
+        """`code` is what else the arms depend on: what was scored with other code is not read."""
         self.clips = clips
         self.folder = find_model(model)
         self.model: Model = load_model(model)
         self.data = data
-        self.kept = data / "laboratory" / digest(self.model, clips)
+        self.kept = data / "laboratory" / digest(self.model, clips, code)
         self.kept.mkdir(parents=True, exist_ok=True)
         self.task = lru_cache(64)(self.task)
         self.observed = lru_cache(64)(self.observed)
@@ -146,12 +152,13 @@ REFERENCES: dict[str, Callable[[Laboratory, Task, Observation], Array]] = {
 """Rows that no sampler takes part in."""
 
 
-def digest(model: Model, clips: Sequence[ClipFile] | None = None) -> str:
-    """Changes with the weights, the sizes, the calibration and the user's clips."""
+def digest(model: Model, clips: Sequence[ClipFile] | None = None, code: bytes = b"") -> str:
+    """Changes with the weights, the sizes, the calibration, the user's clips and their code."""
     found = hashlib.sha256(repr((model.variant, clips)).encode())
     found.update(json.dumps(model.calibration, sort_keys=True).encode())
     for leaf in jax.tree.leaves(model.weights):
         found.update(np.asarray(leaf).tobytes())
+    found.update(code)
     return found.hexdigest()[:12]
 
 

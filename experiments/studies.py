@@ -8,8 +8,8 @@
 
 The first three run the full grid on a few tasks, then the best of it on many others. Every score
 is kept under --data and read again, so that a run that was cut off goes on where it stopped.
-Writes experiments/results/study_<name>.md, .json and .png. `--method-file mine.py` compares the
-methods that this file adds to METHODS with the default, and nothing else.
+Writes experiments/results/study_<name>.md, .json and .png. `--file mine.py` compares what this
+file adds to METHODS, MASKS or SOLVERS with the default, and nothing else.
 """
 
 import runpy
@@ -30,6 +30,7 @@ from experiments.tasks import TASKS
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import MASKS
 from ic_jax.sampling.methods import METHODS, options
+from ic_jax.sampling.solvers import SOLVERS
 from ic_jax.settings import Settings
 
 DEFAULT = Settings()
@@ -60,8 +61,8 @@ class Arguments:
     """Folder of your own videos to study instead (see experiments.clips_data)."""
     davis: Path | None = None
     """Your copy of DAVIS 2017 to study instead."""
-    method_file: Path | None = None
-    """Python file that adds methods: they alone are compared with the default."""
+    file: Path | None = None
+    """Python file that adds methods, masks or solvers: they alone are compared with the default."""
     data: Path = Path(".data")
     results: Path = RESULTS
 
@@ -107,19 +108,22 @@ def run(
     return scores
 
 
-def added(file: Path) -> list[str]:
-    """The methods that a Python file registers.
+def added(file: Path) -> list[Settings]:
+    """The default with each method, mask and solver that a Python file registers.
 
     Raises:
-        InputError: there is no such file, or it registers none.
+        InputError: the file registers none.
     """
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; check the path of the methods")
-    before = set(METHODS)
+    tables = {"consistency": METHODS, "latent_mask": MASKS, "solver": SOLVERS}
+    before = {option: set(table) for option, table in tables.items()}
     runpy.run_path(str(file))
-    found = [name for name in METHODS if name not in before]
+    found = [
+        replace(DEFAULT, **{option: name})
+        for option, table in tables.items() for name in table if name not in before[option]
+    ]
     if not found:
-        raise InputError(f"{file}: adds nothing to METHODS; see README, Add a method in 20 lines")
+        raise InputError(f"{file}: adds nothing to METHODS, MASKS or SOLVERS; see README, Add a"
+                         " method in 20 lines")
     return found
 
 
@@ -203,13 +207,17 @@ STUDIES: dict[str, Callable[[Laboratory, Arguments], Page]] = {
 
 def main(arguments: Arguments) -> None:
     clips = chosen(arguments.clips, arguments.davis, arguments.data)
-    lab, name = Laboratory(arguments.model, arguments.data, clips), arguments.study
-    if arguments.method_file is None:
+    file, name = arguments.file, arguments.study
+    if file and not file.is_file():
+        raise InputError(f"{file}: no such file; check the path of the methods")
+    code = file.read_bytes() if file else b""
+    lab = Laboratory(arguments.model, arguments.data, clips, code)
+    if file is None:
         page = STUDIES[arguments.study](lab, arguments)
     else:
-        arms = [replace(DEFAULT, consistency=name) for name in added(arguments.method_file)]
-        name += f"_{arguments.method_file.stem}"  # the study's own page stays as it is
-        page = single(lab, arguments, named([DEFAULT, replace(DEFAULT, consistency="none"), *arms]))
+        plain = replace(DEFAULT, consistency="none")
+        name += f"_{file.stem}"  # the study's own page stays as it is
+        page = single(lab, arguments, named([DEFAULT, plain, *added(file)]))
     command = "python -m experiments.studies " + shlex.join(sys.argv[1:])
     write(page, name, command, lab.model, arguments.results)
 

@@ -15,6 +15,7 @@ from ic_jax.errors import InputError
 from ic_jax.latent_mask import MASKS
 from ic_jax.model import Model
 from ic_jax.sampling.methods import METHODS, options
+from ic_jax.sampling.solvers import SOLVERS
 from ic_jax.settings import Settings
 
 MODEL = Model("tiny", TINY, tiny_weights(), {})
@@ -115,26 +116,36 @@ def test_a_score_is_made_once_and_read_afterwards(lab, monkeypatch):
     assert lab.score("inpainting", 1, arm) == first
 
 
-def test_methods_of_a_file_are_compared_with_the_default(tmp_path, monkeypatch):
+def test_what_a_file_adds_is_compared_with_the_default(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from ic_jax.sampling.methods import METHODS\nMETHODS['mine'] = METHODS['dds']\n"
+        "from ic_jax.latent_mask import MASKS\n"
+        "from ic_jax.sampling.methods import METHODS\n"
+        "from ic_jax.sampling.solvers import SOLVERS\n"
+        "METHODS['mine'], MASKS['own'] = METHODS['dds'], MASKS['mean']\n"
+        "SOLVERS['other'] = SOLVERS['euler']\n"
     )
     lab = Oracle()
     monkeypatch.setattr(studies, "Laboratory", lambda *_: lab)
     try:
         studies.main(
-            Arguments("recapture", tasks=2, method_file=file, results=tmp_path, data=tmp_path)
+            Arguments("recapture", tasks=2, file=file, results=tmp_path, data=tmp_path)
         )
     finally:
-        del METHODS["mine"]
-    assert {name for name, _ in lab.asked} == {label(DEFAULT), "none", "mean, mine"}
+        del METHODS["mine"], MASKS["own"], SOLVERS["other"]
+    own = {"mean, mine", "own, bayes_draw", "mean, bayes_draw, solver other"}
+    assert {name for name, _ in lab.asked} == {label(DEFAULT), "none"} | own
     assert "mean, mine" in (tmp_path / "study_recapture_mine.md").read_text()
 
 
-def test_a_file_without_methods_is_refused_in_one_line(tmp_path):
+def test_scores_of_other_code_are_not_read():
+    digests = [laboratory.digest(MODEL, None, code) for code in (b"", b"gamma = 3", b"gamma = 1")]
+    assert len(set(digests)) == 3
+
+
+def test_a_file_that_adds_nothing_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="absent.py: no such file"):
-        studies.added(tmp_path / "absent.py")
+        studies.main(Arguments("recapture", file=tmp_path / "absent.py", data=tmp_path))
     (tmp_path / "idle.py").write_text("nothing = 0\n")
     with pytest.raises(InputError, match="idle.py: adds nothing to METHODS"):
         studies.added(tmp_path / "idle.py")
