@@ -28,9 +28,9 @@ _FILL = 13
 # Bytes per pixel and frame of the result, in chunks and joined.
 _DECODED = 2 * 3
 
-# Of a device's memory JAX takes three quarters at first, and up to this share if told to.
+# Of a GPU's memory JAX takes three quarters at first, and up to this share if told to.
 DEFAULT_SHARE, LARGEST_SHARE = 0.75, 0.95
-SHARE_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+SHARE_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
 
 # What the estimate is at most too high by: below this share of it nothing works.
 CERTAIN = 0.5
@@ -158,7 +158,7 @@ def fits(peak: int, gigabytes: int) -> str:
     card = gigabytes * 10**9
     if peak <= DEFAULT_SHARE * card:
         return "yes"
-    return f"with {SHARE_VARIABLE}={LARGEST_SHARE}" if peak <= LARGEST_SHARE * card else "no"
+    return f"on a GPU with {SHARE_VARIABLE}={LARGEST_SHARE}" if peak <= LARGEST_SHARE * card else "no"
 
 
 def device_memory(device: jax.Device) -> Memory | None:

@@ -173,7 +173,7 @@ def test_filling_the_holes_of_a_warp():
 
 def test_a_card_fits_with_jaxs_default_share_or_with_more_of_it_or_not_at_all():
     verdicts = [fits(int(share * 16e9), 16) for share in (0.7, 0.9, 1.0)]
-    assert verdicts == ["yes", "with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95", "no"]
+    assert verdicts == ["yes", "on a GPU with XLA_CLIENT_MEM_FRACTION=0.95", "no"]
 
 
 def test_what_cannot_fit_is_refused_with_advice():

@@ -292,7 +292,7 @@ def _calibration(values: Mapping[str, Any]) -> str:
     named = {name: value for name, value in values.items() if name != "measured"}
     parts = [f"{k} {v}" if isinstance(v, int | float) else k for k, v in named.items()]
     clips = values.get("measured", {}).get("clips")
-    measured = "" if clips is None else f" (measured on {clips} of the user's clips)"
+    measured = "" if clips is None else f" (measured on {clips} clips)"
     return ", ".join(parts) + measured if parts else "none; closed-form defaults are used"
 
 

@@ -36,7 +36,8 @@ def attention_traffic(
 ) -> Traffic:
     """One self-attention of one clip. `itemsize` is the bytes of a query's number.
 
-    Queries, keys, values and results go by Ulysses; keys and values alone go round the ring.
+    Queries, keys, values and results go by Ulysses; keys and values alone go round the ring, or on
+    CUDA, as many bytes, by a gather.
     """
     sizes = axis_sizes(shape, config.num_heads)
     ring, ulysses = sizes[RING], sizes[ULYSSES]
