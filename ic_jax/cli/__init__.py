@@ -38,10 +38,9 @@ def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
     # So that a run that is told to stop cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="ic-jax", description=__doc__.partition(":")[2].strip().capitalize()
-    )
+    told = __doc__.partition(":")[2].strip().capitalize()
     try:
+        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
         keep_compiled_programs()
         with file_errors_told():
             command.run()
