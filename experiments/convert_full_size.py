@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ TOLERANCE = 1e-4
 class Arguments:
     """Convert and load a synthetic checkpoint of full size."""
 
-    folder: Path = Path("/tmp/convert_full_size")
+    folder: Path = Path(gettempdir()) / "convert_full_size"
     """Where the synthetic files go for the time of the run."""
     text: bool = False
     """The text encoder as well: 11 GB more on each side."""

@@ -56,6 +56,7 @@ METHODS: dict[str, Entry] = {
     "flowdps": Entry(corrects(renewals.flowdps), "arXiv 2503.08136", False, False),
     "flowchef": Entry(corrects(projections.flowchef), "arXiv 2412.00100", True, True),
     "pnp_flow": Entry(corrects(renewals.pnp_flow), "arXiv 2410.02423", False, False),
+    # Without options: the variances are Flower's own, and not calibrated.
     "flower": Entry(corrects(lambda: renewals.flower()), "arXiv 2509.26287", False, True),
     "flower_cov": Entry(corrects(renewals.flower_cov), "arXiv 2509.26287", False, True),
     "bayes_draw": Entry(corrects(renewals.bayes_draw), "ours, after arXiv 2509.26287", False, True),
