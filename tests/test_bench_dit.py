@@ -7,6 +7,7 @@ import pytest
 
 from experiments.bench import dit
 from experiments.bench.side_by_side import Peak
+from ic_jax.cost import dit_flops
 from ic_jax.models.wan_dit import DiTConfig
 
 TOY = dit.Case(
@@ -37,6 +38,16 @@ def test_both_sides_compute_the_same_and_rows_for_a_gpu_stay_open(toy_page):
     lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
     assert {len(line) for line in lines} == {len(dit.HEADER)}
     assert text.count(dit.OPEN) == 4 * len(dit.GPU_CASES) and "3 MiB" in text
+
+
+def test_targets_are_held_to_medians_of_ratios_on_either_platform():
+    times = {dit.OURS: [1.0, 1.0, 9.0], dit.EAGER: [1.2] * 3, dit.COMPILED: [1.05] * 3}
+    work = TOY.batch * dit_flops(TOY.config, TOY.grid)
+    result = dit.Result(times, {}, {}, 0.0, matmul=1.5 * work)
+    (on_cpu,) = dit.verdicts("toy", TOY, result, "cpu")
+    assert on_cpu.startswith("* **Met**") and "0.83" in on_cpu
+    words = [line.split("**")[1] for line in dit.verdicts("toy", TOY, result, "gpu")]
+    assert words == ["Not met", "Not met", "Met"]
 
 
 def test_a_side_is_weighed_alone():

@@ -52,6 +52,10 @@ FULL = (21, 60, 104)  # the latent of 81 frames of 480×832
 OURS, WITH_TEXT = "ours", "ours, text included"
 EAGER, COMPILED = "diffusers", "diffusers, torch.compile"
 
+# At most these shares of their time, and on a GPU at least this share of the matmul peak.
+TARGETS = {"cpu": {EAGER: 1.0}, "gpu": {EAGER: 1 / 1.3, COMPILED: 1 / 1.1}}
+OF_PEAK = 0.5
+
 
 class Case(NamedTuple):
     """A transformer, the latent that it is run on, and in which precision."""
@@ -278,6 +282,26 @@ def open_rows(name: str) -> list[list[str]]:
     return [[name, program, OPEN, *6 * ["–"]] for program in (OURS, WITH_TEXT, EAGER, COMPILED)]
 
 
+def verdicts(name: str, case: Case, result: Result, platform: str) -> list[str]:
+    """One line per target."""
+    found = {other: ratio(result.times, OURS, other) for other in TARGETS[platform]}
+    lines = [
+        _verdict(found[other] <= most, f"{name}: at most {most:.2f} of the time of {other}",
+                 f"{found[other]:.2f}")
+        for other, most in TARGETS[platform].items()
+    ]
+    if platform == "gpu":
+        seconds = statistics.median(result.times[OURS])
+        share = case.batch * dit_flops(case.config, case.grid) / seconds / result.matmul
+        lines.append(_verdict(
+            share >= OF_PEAK, f"{name}: {OF_PEAK:.0%} of the matmul peak", f"{share:.0%}"))
+    return lines
+
+
+def _verdict(met: bool, target: str, found: str) -> str:
+    return f"* **{'Met' if met else 'Not met'}**: {target} (found: {found})."
+
+
 HEADER = [
     "transformer", "program", "median of a step (least to most)", "over diffusers", "TFLOP/s",
     "of matmul", "memory of a call", "peak of the process", "first call",
@@ -287,11 +311,15 @@ HEADER = [
 def page(results: dict[str, Result], cases: dict[str, Case], rounds: int) -> str:
     lines = [line for name in results for line in rows(name, cases[name], results[name])]
     lines += [line for name in GPU_CASES if name not in results for line in open_rows(name)]
+    platform = jax.default_backend()
+    told = [line for name in results
+            for line in verdicts(name, cases[name], results[name], platform)]
     facts = [_facts(name, cases[name], result) for name, result in results.items()]
     return "\n".join([
         "# A step of the transformer, beside diffusers", "",
         "`python -m experiments.bench.dit`", "",
         machine("flax", "torch", "diffusers") + ".", "",
+        *told, "",
         *table(HEADER, lines),
         *facts, "",
         f"{rounds} rounds in turns in one process; ratios are medians over rounds, below 1 is"
