@@ -33,6 +33,7 @@ def array(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+@cache
 def weights(sizes):
     """Shapes as `load_model` has them: the transformer's matrices in 16 bits."""
     trees = expected_shapes(sizes)
@@ -43,6 +44,7 @@ def weights(sizes):
     return Weights(vae=trees["vae"], dit=jax.tree.map_with_path(half, trees["dit"]))
 
 
+@cache
 def arguments(sizes):
     """What `recapture` takes after its static arguments."""
     frames, *image = sizes.frames, sizes.height, sizes.width
