@@ -42,7 +42,7 @@ from experiments.adherence_report import (
 from experiments.classifier import classify
 from experiments.edit_scenes import EditTask, edit_tasks
 from ic_jax.checkpoint import load
-from ic_jax.director import check, variance_scale
+from ic_jax.choices import check, variance_scale
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae

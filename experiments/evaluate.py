@@ -42,8 +42,8 @@ from experiments.natural_clips import natural_clips
 from experiments.spectrum import spectrum_distance_db
 from ic_jax import pipeline
 from ic_jax.checkpoint import load
+from ic_jax.choices import variance_scale
 from ic_jax.composite import composite
-from ic_jax.director import variance_scale
 from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
 from ic_jax.model import BUNDLED, Model, find_model, load_model

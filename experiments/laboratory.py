@@ -25,7 +25,7 @@ from experiments.clip_files import ClipFile
 from experiments.metrics import regions, residual, scores
 from experiments.tasks import TASKS, Task
 from ic_jax import pipeline
-from ic_jax.director import variance_scale
+from ic_jax.choices import variance_scale
 from ic_jax.latent_mask import LatentMask
 from ic_jax.model import Model, find_model, load_model
 from ic_jax.models import wan_vae

@@ -1,6 +1,7 @@
 """InverseCrafter in functional JAX: give a video a new camera, training nothing."""
 
-from .director import Take, direct, resolve
+from .choices import resolve
+from .director import Take, direct
 from .edit import Edit, load_edit
 from .errors import InputError
 from .model import Model, load_model

@@ -158,7 +158,9 @@ def fits(peak: int, gigabytes: int) -> str:
     card = gigabytes * 10**9
     if peak <= DEFAULT_SHARE * card:
         return "yes"
-    return f"on a GPU with {SHARE_VARIABLE}={LARGEST_SHARE}" if peak <= LARGEST_SHARE * card else "no"
+    if peak > LARGEST_SHARE * card:
+        return "no"
+    return f"on a GPU with {SHARE_VARIABLE}={LARGEST_SHARE}"
 
 
 def device_memory(device: jax.Device) -> Memory | None:

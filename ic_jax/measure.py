@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, UInt8
 
 from . import framing
 from .calibration import Calibration
+from .choices import resolve
 from .clean_error import LEVELS, measure_clean_error
-from .director import Progress, resolve
+from .director import Progress
 from .kernel_fit import fit_kernel
 from .mask_error import observe_with_holes, random_holes, variance_scales
 from .model import Model

@@ -72,7 +72,7 @@ def recapture(
 ) -> Float[Array, "t h w 3"]:
     """The clip from the new camera, or edited, in [-1, 1], as decoded.
 
-    `context` embeds [negative prompt, prompt] (see `text`). `director.resolve` puts the model's
+    `context` embeds [negative prompt, prompt] (see `text`). `choices.resolve` puts the model's
     calibrated `variance_scale` into `settings`; left at None it is 1 here. `settings.composite`
     is for `director.direct`, which has the clip's own size.
     """

@@ -53,7 +53,7 @@ def compiled(
 ) -> Iterator[tuple[str, Compiled]]:
     """Every program of a window, by name, each compiled when it is asked for.
 
-    `settings` are resolved (`director.resolve`). The weights may be abstract, with shardings
+    `settings` are resolved (`choices.resolve`). The weights may be abstract, with shardings
     where they are to lie on a mesh. JAX's persistent cache recognises the programs when a run
     asks for the same ones.
     """

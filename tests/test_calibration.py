@@ -18,9 +18,9 @@ from ic_jax.calibration import (
     load_record,
     to_record,
 )
+from ic_jax.choices import resolve
 from ic_jax.clean_error import LEVELS, measure_clean_error
 from ic_jax.conditioning import Conditioning
-from ic_jax.director import resolve
 from ic_jax.errors import InputError
 from ic_jax.latent_mask import LatentMask
 from ic_jax.mask_error import (

@@ -24,10 +24,11 @@ from tiny_window import stand_in
 from ic_jax import text
 from ic_jax.batch import begin, side_by_side, window
 from ic_jax.budget import Memory, need
+from ic_jax.choices import resolve
 from ic_jax.cli import spread, studio
 from ic_jax.cli.job_file import read_jobs
 from ic_jax.cli.spread import places
-from ic_jax.director import direct, resolve
+from ic_jax.director import direct
 from ic_jax.edit import Edit
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import Model

@@ -8,8 +8,9 @@ from tiny_model import TINY, tiny_context, tiny_weights
 from tiny_shot import moved_shot, noise
 
 from ic_jax import pipeline
+from ic_jax.choices import resolve
 from ic_jax.composite import composite
-from ic_jax.director import direct, resolve
+from ic_jax.director import direct
 from ic_jax.edit import forget
 from ic_jax.errors import InputError
 from ic_jax.fill import push_pull

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = {"geometry", "models", "sampling", "video", "latent_mask"}
 ABOVE = {
     "pipeline", "settings", "course", "expert", "conditioning", "cli", "parallel", "report",
-    "output", "director", "programs", "midway", "budget",
+    "output", "director", "choices", "programs", "midway", "budget",
 }  # fmt: skip
 # The mask is what a consistency rule is about; it arrives from nowhere else.
 ALLOWED = {("sampling", "latent_mask"), ("latent_mask", "geometry")}

@@ -8,7 +8,8 @@ from tiny_model import TINY, tiny_context, tiny_weights
 from tiny_shot import moved_shot, noise
 
 from ic_jax import midway
-from ic_jax.director import direct, plan, resolve
+from ic_jax.choices import resolve
+from ic_jax.director import direct, plan
 from ic_jax.edit import forget
 from ic_jax.errors import InputError
 from ic_jax.model import Model

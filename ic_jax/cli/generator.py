@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from .. import text
 from ..budget import check_fits, check_host_fits, device_memory, host_memory
 from ..calibration import from_record, load_record
-from ..director import Footage, Take, check, direct, plan, resolve, timed
+from ..choices import check, resolve
+from ..director import Footage, Take, direct, plan, timed
 from ..edit import Edit
 from ..errors import InputError
 from ..midway import identity, load
@@ -58,7 +59,7 @@ class Found(NamedTuple):
     """Where the calibration is from."""
 
     def resolve(self, settings: Settings, editing: bool) -> Settings:
-        """`director.resolve`, which asks for no weights."""
+        """`choices.resolve`, which asks for no weights."""
         without = Model(self.name, self.sizes, Weights(vae={}, dit={}), self.calibration)
         return resolve(settings, without, editing)
 

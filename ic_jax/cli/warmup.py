@@ -11,7 +11,7 @@ from jax.stages import Compiled
 
 from .. import programs
 from ..batch import abstract_clip, window
-from ..director import check
+from ..choices import check
 from ..edit import Edit
 from ..errors import InputError
 from ..model import Model, Weights, abstract_model, calibrated
