@@ -169,11 +169,10 @@ def vae_layers(config: VAEConfig, clip: Grid) -> tuple[list[Layer], list[Layer]]
 def vae_memory(layers: Sequence[Layer], chunked: bool) -> int:
     """Estimate of the bytes that one half needs for what its `layers` were listed for, in float32.
 
-    A causal convolution sums one result per tap in time. With the block's input, the normalised
-    copy and that with its past, XLA holds 4 to 6 times what it reads and writes. Between chunks
-    every causal layer keeps its last frames.
+    With the block's input, the normalised copy and that with its past, XLA holds 3 to 4 times what
+    a causal convolution reads and writes. Between chunks every causal layer keeps its last frames.
     """
-    working = max((5 if layer.kept else 2) * layer.values for layer in layers)
+    working = max((4 if layer.kept else 2) * layer.values for layer in layers)
     kept = sum(layer.kept for layer in layers) if chunked else 0
     return FLOAT32 * (working + kept)
 
