@@ -95,13 +95,15 @@ def halves_of(expert: Expert, room: int) -> Halves:
     def deep(x: Float[Array, "t h w c"], level: Level) -> Float[Array, "b l d"]:
         shown = _shown(jnp.stack([x] * expert.prompts), expert.conditioning)
         timesteps = jnp.stack([level.timestep] * expert.prompts)
-        said = expert.network(shown, timesteps, expert.context, method="residual")
-        return jnp.resize(said, (room, *said.shape[1:]))
+        residual = expert.network(shown, timesteps, expert.context, method="residual")
+        return jnp.resize(residual, (room, *residual.shape[1:]))
 
-    def around(said: Float[Array, "b l d"]) -> Denoiser:
+    def around(residual: Float[Array, "b l d"]) -> Denoiser:
         def velocity(x: Float[Array, "b t h w c"], timestep: Float[Array, " b"]):
             shown = _shown(x, expert.conditioning)
-            return expert.network(shown, timestep, said[: expert.prompts], method="velocity_around")
+            return expert.network(
+                shown, timestep, residual[: expert.prompts], method="velocity_around"
+            )
 
         return _guided(expert, velocity)
 

@@ -101,11 +101,12 @@ def observe(
     filled = fill(filler.operator, filler.clip, observed, visible)
     measurement = Measurement(filled, encode(filled))
     mask = latent_mask(sizes, settings, weights, scene.operator, measurement, key, layout)
-    told = None
+    conditioning = None
     if sizes.conditioning is not None:
-        told = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
-        told = told if settings.conditioning else jax.tree.map(jnp.zeros_like, told)
-    return Observation(observed, visible, measurement, mask, told)
+        conditioning = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
+        if not settings.conditioning:
+            conditioning = jax.tree.map(jnp.zeros_like, conditioning)
+    return Observation(observed, visible, measurement, mask, conditioning)
 
 
 def latent_mask(
@@ -197,8 +198,8 @@ def proceed(
         r2=clean_variance(settings, weights),
         pixels=_pixels(sizes, weights, observation, layout),
     )
-    told = context, observation.conditioning, layout
-    asked = expert(sizes, settings, part.expert, weights, *told)
+    given = weights, context, observation.conditioning, layout
+    asked = expert(sizes, settings, part.expert, *given)
     measured = solver(settings.renoise), observation.measurement.latent, observation.mask
     if settings.reuse:
         halves = halves_of(asked, most_prompts(sizes, settings))
@@ -227,8 +228,8 @@ def refresh(
     of the first fill, so it trusts the better one too little rather than too much.
     """
     level = Level(*(jnp.asarray(leaf[0]) for leaf in levels))
-    told = context, observation.conditioning, layout
-    denoise = denoiser_of(expert(sizes, settings, part.expert, weights, *told))
+    given = weights, context, observation.conditioning, layout
+    denoise = denoiser_of(expert(sizes, settings, part.expert, *given))
     pixels = _pixels(sizes, weights, observation, layout)
     seen = observation.visible[..., None]
     decoded = pixels.decode(denoise(state.x, level).clean)
