@@ -260,7 +260,8 @@ Assumptions, all of them:
 * Layouts are those that `ic_jax.parallel.choose` picks at {USABLE:.0%} of a chip's memory: once
   for one clip on all chips (of a group of eight, on a pod), and once for as many clips side by
   side as there are chips. Chips are clips × prompts × sequence; weights says how many of them
-  share a copy of the transformer. Groups of a pod have nothing to say to each other.
+  share a copy of the transformer. Groups of a pod have nothing to say to each other. `ic-jax batch`
+  takes all memory that JAX reports, and the chips of one host, so that its layout can differ.
 * *Compute*: FLOPs by `ic_jax.cost` (matrix products, 2 per multiply-add) at {AIM:.0%} of the bf16
   peak; seconds per clip run from there to {MODEST:.0%}.
 * *Memory*: all weights once a step, what matrix products read and write in bf16, and as much again
