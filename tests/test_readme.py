@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import TINY, tiny_context, tiny_weights
+from tiny_shot import moved_shot
 
 from ic_jax import pipeline
 from ic_jax.geometry.mask import MaskOperator
+from ic_jax.model import Model
 from ic_jax.pipeline import Scene
 from ic_jax.sampling.methods import METHODS
 from ic_jax.settings import Settings
+from ic_jax.text import Embedded
+from ic_jax.video import Clip
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SHAPE = TINY.frames, TINY.height, TINY.width
@@ -28,8 +32,8 @@ def example(word):
     return code
 
 
-def scene(visible, seed=0):
-    noise = np.random.default_rng(seed).uniform(-1, 1, (*SHAPE, 3))
+def scene(visible):
+    noise = np.random.default_rng(0).uniform(-1, 1, (*SHAPE, 3))
     return Scene(jnp.asarray(noise, jnp.float32), MaskOperator(jnp.full(SHAPE, visible)))
 
 
@@ -58,11 +62,11 @@ def test_the_method_samples_and_keeps_its_promise(robust):
 
 
 def test_many_clips_at_once_and_one_on_many_devices_are_the_same():
-    clips = [(scene(0.7, n), tiny_context(n), jax.random.key(n)) for n in range(2)]
-    scenes, contexts, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *clips)
-    given = {"jax": jax, "recapture": pipeline.recapture, "sizes": TINY, "settings": SETTINGS}
-    given |= {"weights": tiny_weights(), "scenes": scenes, "contexts": contexts, "keys": keys}
-    given |= dict(zip(("scene", "context", "key"), clips[0]))
+    shot = moved_shot(*SHAPE)
+    model = Model("tiny", TINY, tiny_weights(), {})
+    clip, told = Clip(shot.frames, *[None] * 3), Embedded(tiny_context(), [])
+    given = {"model": model, "clip": clip, "shot": shot, "told": told, "Settings": Settings}
+    assert jax.device_count() == 8
     exec(compile(example("over_clips"), "README.md", "exec"), given)
     assert np.abs(given["frames"][0] - given["frames"][1]).max() > 0.01
     # Rounding grows on its way through random weights.
