@@ -162,14 +162,17 @@ def measured(axis: Axis, rounds: int) -> dict[str, dict[int, float]]:
     return {"seconds": {int(n): median(values) for n, values in times.items()}, "bytes": weighed}
 
 
-def compile_seconds(depths: Sequence[int], steps: Sequence[int]) -> dict[str, dict[int, float]]:
-    """Seconds of lowering and compiling against blocks and against steps, after a warm-up."""
+def compile_seconds(sizes: Sequence[int], rounds: int) -> dict[str, dict[int, float]]:
+    """Median seconds of lowering and compiling against blocks and against steps, in turns."""
     deep = lambda n: sampling(replace(NANO, dit=replace(NANO.dit, num_layers=n)), 2, 1)
-    compiled(deep(1))
-    return {
-        "depth": {n: compiled(deep(n))[1] for n in depths},
-        "steps": {n: compiled(sampling(NANO, n, 1))[1] for n in steps},
-    }
+    long = lambda n: sampling(NANO, n, 1)
+    compiled(deep(1))  # the first of a process pays for what all share
+    times = {"depth": {n: [] for n in sizes}, "steps": {n: [] for n in sizes}}
+    for _ in range(rounds):
+        for n in sizes:
+            times["depth"][n].append(compiled(deep(n))[1])
+            times["steps"][n].append(compiled(long(n))[1])
+    return {name: {n: median(of) for n, of in found.items()} for name, found in times.items()}
 
 
 def exponent(points: dict[int, float]) -> float:
@@ -257,7 +260,7 @@ def main(arguments: Arguments) -> None:
     shown = axes(arguments.least).items()
     found = {"axes": {name: measured(axis, arguments.rounds) for name, axis in shown}}
     few = (2, 4) if arguments.least else (2, 8, 32)
-    found["compile"] = compile_seconds(few, few)
+    found["compile"] = compile_seconds(few, arguments.rounds)
     text = page(found, arguments.rounds)
     publish(arguments.results, "growth", text, found)
     plot(found, arguments.results / "growth.png")
