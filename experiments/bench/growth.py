@@ -185,28 +185,40 @@ def exponent(points: dict[int, float]) -> float:
 
 
 def plot(found: dict, path: Path) -> None:
-    """Time and memory per axis, and compilation, on logarithmic scales."""
-    figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for panel, (name, record) in zip(panels.flat, found["axes"].items()):
-        panel.loglog(*zip(*record["seconds"].items()), "o-", label="seconds")
-        other = panel.twinx()
-        other.loglog(*_scaled(record["bytes"], 2**20), "s--", color="C1", label="MiB")
-        panel.set(xlabel=name, ylabel="seconds")
-        other.set_ylabel("MiB of temporaries")
-        panel.set_title(f"time ∝ n^{exponent(record['seconds']):.2f},"
-                        f" memory ∝ n^{exponent(record['bytes']):.2f}")  # fmt: skip
-    panel = panels.flat[4]
+    """Time, FLOPs and memory per axis over their least, and compilation."""
+    figure, panels = plt.subplots(1, 5, figsize=(15, 3.6), layout="constrained")
+    for panel, (name, axis) in zip(panels, axes(least=False).items()):
+        record = found["axes"][name]
+        seconds, held = record["seconds"], record["bytes"]
+        flops = {n: axis.flops(n) for n in seconds}
+        panel.loglog(*_over_least(flops), ":", color="0.5", label="FLOPs")
+        panel.loglog(*_over_least(seconds), "o-", label=f"time ∝ n^{exponent(seconds):.2f}")
+        panel.loglog(*_over_least(held), "s--", label=f"memory ∝ n^{exponent(held):.2f}")
+        panel.set(xlabel=name, title=axis.what, ylim=(0.7, 100))
+        _ticks(panel, sorted({*seconds, *held}))
     for name, points in found["compile"].items():
-        panel.semilogx(*zip(*points.items()), "o-", label=name)
-    panel.set(xlabel="blocks, or steps", ylabel="seconds", title="compiling")
-    panel.set_ylim(bottom=0)
-    panel.legend()
-    panels.flat[5].axis("off")
+        panels[4].semilogx(*zip(*points.items()), "o-", label=f"against {name}")
+    panels[4].set(xlabel="blocks, or steps", ylabel="seconds", title="compiling the sampler")
+    panels[4].set_ylim(bottom=0)
+    _ticks(panels[4], list(points))
+    panels[0].set_ylabel("times the least")
+    for panel in panels:
+        panel.title.set_fontsize(9)
+        panel.legend(fontsize=8, loc="upper left" if panel is not panels[4] else "lower left")
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
-def _scaled(points: dict[int, float], unit: float) -> tuple[list[int], list[float]]:
-    return list(points), [value / unit for value in points.values()]
+def _over_least(points: dict[int, float]) -> tuple[list[int], list[float]]:
+    least = min(points.values())
+    return list(points), [value / least for value in points.values()]
+
+
+def _ticks(panel, sizes: Sequence[int]) -> None:
+    """The measured sizes, in plain numbers; those too near to the next are left unnamed."""
+    named = [n for n, after in zip(sizes, [*sizes[1:], np.inf]) if after / n > 1.4]
+    panel.set_xticks(named, [f"{n:,}" for n in named], fontsize=7)
+    panel.minorticks_off()
 
 
 def page(found: dict, rounds: int) -> str:
