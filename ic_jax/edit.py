@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from . import framing
 from .errors import InputError
 from .fill import push_pull
 from .geometry.mask import MaskOperator
 from .models.frames import from_bytes, to_bytes
-from .video import IMAGE_SUFFIXES, Clip, read_video
+from .video import IMAGE_SUFFIXES, Clip, read_image, read_video
 
 # Grey values above it are white: a compressed mask is not exactly black or white.
 THRESHOLD = 127
@@ -90,15 +89,9 @@ def _smoothed(
 
 
 def _read_white(path: Path) -> Bool[np.ndarray, "t h w"]:
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
-        return read_video(path).frames.mean(axis=-1) > THRESHOLD
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("L"))[None] > THRESHOLD
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file or folder; check the path of the mask") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as an image; save the mask again") from error
+    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+        return read_image(path, "L")[None] > THRESHOLD
+    return read_video(path).frames.mean(axis=-1) > THRESHOLD
 
 
 def _fitted(

@@ -7,6 +7,7 @@ often wrong. Writing keeps size, frame rate and audio.
 import heapq
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice
@@ -23,6 +24,9 @@ from ic_jax.errors import DISK_FULL, InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+
+# What Pillow raises of files that are damaged, or larger than it takes for meant well.
+_PILLOW_ERRORS = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
 
 # Chroma is interpolated at full width and rounded, not truncated: about 2 dB on sharp colours.
 _SCALER = (
@@ -85,6 +89,21 @@ def read_video(
         reason = getattr(error, "strerror", None) or "undecodable"
         message = f"{path}: cannot be decoded as a video ({reason}); re-encode or download it again"
         raise InputError(message) from error
+
+
+def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
+    """One image, upright, in a mode of Pillow's of 8 bits: "RGB" for colours, "L" for grey.
+
+    Raises:
+      InputError: nothing there, not an image, or a damaged one.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert(mode))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path of the image") from error
+    except _PILLOW_ERRORS as error:
+        raise InputError(f"{path}: not a readable image; remove or replace it") from error
 
 
 def find_videos(path: str | os.PathLike) -> list[Path]:
@@ -225,12 +244,7 @@ def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
 
 def _images(folder: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES]
-    for file in sorted(files, key=_natural):
-        try:
-            with Image.open(file) as image:
-                yield np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-            raise InputError(f"{file}: not a readable image; remove or replace it") from error
+    return (read_image(file, "RGB") for file in sorted(files, key=_natural))
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:

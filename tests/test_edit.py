@@ -1,6 +1,7 @@
 """Masks from files, and the promise of editing: what lies under the mask is never looked at."""
 
 from fractions import Fraction
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -89,12 +90,21 @@ def test_a_mask_that_does_not_fit_is_one_line(clip, tmp_path, mask, said):
     assert "\n" not in str(error.value)
 
 
+def cut_short():
+    """A PNG whose pixels end after one byte, by what it says: to Pillow, an error of syntax."""
+    file = BytesIO()
+    Image.new("L", (WIDTH, HEIGHT)).save(file, "png")
+    before, pixels = file.getvalue().split(b"IDAT")
+    return before[:-4] + (1).to_bytes(4, "big") + b"IDAT" + pixels
+
+
 @pytest.mark.parametrize(
     "name, content, said",
     [
         ("absent.png", None, "no such file"),
         ("absent.mp4", None, "no such file"),
-        ("mask.png", b"not an image", "cannot be read as an image"),
+        ("mask.png", b"not an image", "mask.png: not a readable image"),
+        ("mask.png", cut_short(), "mask.png: not a readable image"),
         ("mask.mp4", b"not a video", "mask.mp4"),
     ],
 )
