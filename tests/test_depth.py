@@ -73,6 +73,7 @@ def spoilt(value):
         ({"kind": "inverse"}, "unknown kind"),
         ({"kind": "disparity"}, "scale and shift"),
         ({"kind": "disparity", "scale": np.ones(2), "shift": 0.0}, "one number each"),
+        ({"kind": "disparity", "scale": "a", "shift": 0.0}, "one number each"),
         ({"kind": "disparity", "scale": 0.0, "shift": 0.0}, "48 of 48"),
         ({"intrinsics": np.zeros((3, 3))}, "singular"),
         ({"c2w": 2 * np.eye(4)}, "not a rigid"),
@@ -93,10 +94,20 @@ def test_a_kind_that_contradicts_the_file_is_refused(tmp_path):
         load_depth(path, "relative")
 
 
+def test_a_file_is_what_it_holds_whatever_it_is_called(tmp_path):
+    path = write(tmp_path, depth=DEPTH, kind="metric", intrinsics=INTRINSICS)
+    np.testing.assert_allclose(load_depth(path.rename(tmp_path / "depth.npy")).depth, DEPTH, 1e-6)
+
+
 def test_unreadable_files_are_refused(tmp_path):
     whole = write(tmp_path, depth=DEPTH, kind="metric").read_bytes()
+    np.savez_compressed(tmp_path / "packed.npz", depth=DEPTH)
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    begins = 30 + sum(int.from_bytes(packed[at : at + 2], "little") for at in (26, 28))
+    packed[begins] |= 0b110  # a kind of block that zlib does not know
     for name, content in [
         ("cut.npz", whole[: len(whole) // 2]),
+        ("flipped.npz", packed),
         ("text.npz", b"depth"),
         ("text.npy", b"depth"),
         ("empty.npz", b""),

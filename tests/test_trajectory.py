@@ -111,18 +111,21 @@ SQUARE = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     "fields, says",
     [
         ("{not json", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
         ([EYE], "give a JSON object"),
         ({"poses": [EYE]}, "give a JSON object"),
         ({"c2w": []}, "give a list of 4x4"),
         ({"c2w": EYE}, "give a list of 4x4"),
         ({"c2w": [[1, 2], [3]]}, "not a regular list"),
         ({"c2w": ["a"]}, "not a regular list"),
+        ({"c2w": [[10**400]]}, "not a regular list"),
         ({"c2w": [EYE]}, 'no "intrinsics"'),
         ({"c2w": [SQUARE], "intrinsics": SQUARE}, "c2w has shape"),
         ({"c2w": [(2 * np.eye(4)).tolist()], "intrinsics": SQUARE}, "not a rigid"),
         ({"c2w": [EYE], "intrinsics": [[0] * 3] * 3}, "singular"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64}, "come together"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64, "height": 0}, "come together"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "width": [64], "height": [36]}, "come together"),
     ],
 )
 def test_malformed_files_are_refused_in_one_line_with_their_name(tmp_path, fields, says):

@@ -16,6 +16,7 @@ if one is guessed, so the file has to state it.
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,12 @@ KINDS = ("metric", "relative", "disparity")
 
 # Neighbours whose depths differ by more than this fraction lie on different surfaces.
 RELATIVE_JUMP = 0.1
+
+# What numpy raises of files that are damaged, beside OSError; RuntimeError if they are encrypted.
+_NUMPY_ERRORS = (
+    ValueError, TypeError, EOFError, KeyError, IndexError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class DepthClip(NamedTuple):
@@ -112,14 +119,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            return (
-                {name: loaded[name] for name in loaded}
-                if path.suffix == ".npz"
-                else {"depth": loaded}
-            )
+            return {"depth": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
         raise InputError(f"{path}: cannot read the depth ({error.strerror or error})") from None
-    except (ValueError, TypeError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except _NUMPY_ERRORS as error:
         raise InputError(f"{path}: not a readable {path.suffix} file ({error})") from None
 
 
@@ -159,10 +162,12 @@ def _to_depth(values: np.ndarray, kind: str, fields: dict[str, np.ndarray]) -> n
             "disparity needs the numbers scale and shift in an npz: 1 / depth is"
             " scale * disparity + shift"
         )
-    if fields["scale"].size != 1 or fields["shift"].size != 1:
-        raise InputError("scale and shift of disparity are one number each")
+    try:
+        scale, shift = (float(fields[name].item()) for name in ("scale", "shift"))
+    except (TypeError, ValueError):
+        raise InputError("scale and shift of disparity are one number each") from None
     with np.errstate(divide="ignore"):
-        return 1 / (fields["scale"].item() * values + fields["shift"].item())
+        return 1 / (scale * values + shift)
 
 
 def _check_depth(depth: np.ndarray) -> None:

@@ -175,7 +175,7 @@ def _read_json(path: Path) -> dict:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the camera path ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(fields, dict) or "c2w" not in fields:
         raise InputError(f'{path}: give a JSON object with "c2w": a list of 4x4 matrices')
@@ -201,7 +201,7 @@ def _camera_from(
 
 def _file_size(fields: dict) -> np.ndarray:
     size = _numbers("height and width", [fields.get("height"), fields.get("width")])
-    if not (np.isfinite(size).all() and (size > 0).all()):
+    if size.ndim != 1 or not (np.isfinite(size).all() and (size > 0).all()):
         raise InputError('"width" and "height" come together, and are pixels above 0')
     return size
 
@@ -209,5 +209,5 @@ def _file_size(fields: dict) -> np.ndarray:
 def _numbers(name: str, values: object) -> np.ndarray:
     try:
         return np.array(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f'"{name}" is not a regular list of numbers') from None
