@@ -175,10 +175,7 @@ def write_video(
     except av.error.FFmpegError as error:
         if audio_from is None or error.errno in DISK_FULL:
             raise
-        message = (
-            f"{audio_from}: its audio cannot be read ({error.strerror}); remove or re-encode it"
-        )
-        raise InputError(message) from error
+        raise _unheard(audio_from, error.strerror) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -318,9 +315,24 @@ def _audio_packets(
     try:
         target = out.add_stream_from_template(stream)
     except ValueError:  # mp4 cannot hold this codec
-        target = out.add_stream("aac", rate=stream.rate, layout=stream.layout)
-        return _transcoded(source, stream, target, offset, seconds)
+        return _transcoded(source, stream, _aac(out, source, stream), offset, seconds)
     return _copied(source, stream, target, offset, seconds)
+
+
+def _aac(
+    out: av.container.OutputContainer, source: av.container.InputContainer, stream: av.AudioStream
+) -> av.AudioStream:
+    """A stream for the same sound, at the nearest rate that AAC has."""
+    if stream.codec_context is None:
+        raise _unheard(source.name, "unknown codec")
+    rate = min(av.Codec("aac", "w").audio_rates, key=lambda rate: abs(rate - stream.rate))
+    # Many files say how many channels there are and not where; of one or two that is plain.
+    layout = {1: "mono", 2: "stereo"}.get(stream.layout.nb_channels, stream.layout)
+    return out.add_stream("aac", rate=rate, layout=layout)
+
+
+def _unheard(path: str | os.PathLike, reason: str) -> InputError:
+    return InputError(f"{path}: its audio cannot be read ({reason}); remove or re-encode it")
 
 
 def _copied(

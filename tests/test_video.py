@@ -199,6 +199,37 @@ def test_sound_that_mp4_cannot_hold_becomes_aac(tmp_path):
     np.testing.assert_allclose(_lag(samples, _sound(source)[0]), 0, atol=2)
 
 
+def _old_sound(path, rate):
+    """A second of 8 bits, as old cameras have it: its channel has no place."""
+    with av.open(path, "w") as out:
+        sound = out.add_stream("pcm_u8", rate=rate, layout="mono")
+        wave = (128 + 90 * np.sin(np.arange(rate) * 2000 / rate)).astype(np.uint8)
+        frame = av.AudioFrame.from_ndarray(wave[None], "u8", "mono")
+        frame.sample_rate, frame.pts = rate, 0
+        out.mux(sound.encode(frame))
+        out.mux(sound.encode())
+    return path
+
+
+@pytest.mark.parametrize("rate, nearest", [(11024, 11025), (16000, 16000)])
+def test_old_sound_becomes_aac_at_a_rate_that_it_has(tmp_path, rate, nearest):
+    source = _old_sound(tmp_path / "old.avi", rate)
+    write_video(tmp_path / "out.mp4", _clip(25), Fraction(25), audio_from=source)
+    samples, found, codec = _sound(tmp_path / "out.mp4")
+    assert codec == "aac" and found == nearest and 1 <= len(samples) / found < 1.2
+    np.testing.assert_allclose(samples.std(), 0.5, atol=0.1)
+
+
+def test_sound_of_an_unknown_codec_is_one_line(tmp_path):
+    source = _old_sound(tmp_path / "old.avi", 16000)
+    file = source.read_bytes()
+    at = file.index(b"strf") + 8
+    source.write_bytes(file[:at] + b"\x77\x66" + file[at + 2 :])
+    with pytest.raises(InputError, match="old.avi: its audio cannot be read .unknown codec"):
+        write_video(tmp_path / "out.mp4", _clip(), FILM, audio_from=source)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_sound_keeps_its_place_when_the_picture_starts_later(tmp_path):
     silent = _encode(tmp_path / "silent.mp4", _clip(25))
     source = _add_sound(tmp_path / "sound.mkv", silent, "aac", seconds=3, picture_delay=0.5)
