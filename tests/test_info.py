@@ -208,6 +208,7 @@ def test_a_converted_folder_tells_where_it_came_from(tmp_path):
     "arguments, message",
     [
         (("nano", 80), "--frames is 80"),
+        (("nano", 4 * 10**20 + 1), "--frames is 400000000000000000001; give a number up to 65536"),
         (("nano", 81, 481), "--height is 481; give a multiple of 16"),
         (("nano", 81, 480, 840), "--width is 840; give a multiple of 16"),
         (("nano", None, None, None, 0), "--devices is 0; give a number from 1"),

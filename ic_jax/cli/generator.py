@@ -24,9 +24,6 @@ from .console import note, progress_bar
 from .resumption import kept, where
 from .spread import spread
 
-# Of frames, rows and columns: nothing near it fits any machine, and much beyond it no count does.
-LARGEST = 2**16
-
 
 class Run(NamedTuple):
     """A take, and all that it was made with."""
@@ -82,11 +79,6 @@ class Chosen:
     def find(self) -> Found:
         """Raises InputError for a model or a size that does not exist."""
         folder = find_model(self.model)
-        for option in ("frames", "height", "width"):
-            if (getattr(self, option) or 0) > LARGEST:
-                raise InputError(
-                    f"--{option} is {getattr(self, option)}; give a number up to {LARGEST}"
-                )
         name, record = identify(folder)
         sizes = variant(name).resized(self.frames, self.height, self.width)
         channels = sizes.vae.latent_channels

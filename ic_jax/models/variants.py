@@ -11,6 +11,9 @@ from .umt5 import UMT5Config
 from .wan_dit import DiTConfig
 from .wan_vae import VAEConfig
 
+# Of frames, rows and columns: nothing near it fits any machine, and much beyond it no count does.
+LARGEST = 2**16
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -42,7 +45,7 @@ class Variant:
         """The same model at another size; None leaves one as it is.
 
         Raises:
-            InputError: a size that is no multiple of what the networks need.
+            InputError: a size beyond `LARGEST`, or no multiple of what the networks need.
         """
         sizes = replace(
             self,
@@ -50,6 +53,9 @@ class Variant:
             height=self.height if height is None else height,
             width=self.width if width is None else width,
         )
+        for name in ("frames", "height", "width"):
+            if (value := getattr(sizes, name)) > LARGEST:
+                raise InputError(f"--{name} is {value}; give a number up to {LARGEST}")
         every = self.vae.temporal_factor
         # A window shares two latents' worth of frames with the one before.
         if sizes.frames <= 1 + every or (sizes.frames - 1) % every:
