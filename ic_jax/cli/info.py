@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..model import BUNDLED
 from ..model_folder import read_manifest
 from ..models.variants import VARIANTS, Variant, variant
+from ..settings import Settings, most_prompts
 
 WIDTH = 100
 CARDS = 80, 24, 16
@@ -70,16 +71,17 @@ def describe(
     model = _find(checkpoint)
     sizes = variant(model["variant"]).resized(frames, height, width)
     grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
+    calls = most_prompts(sizes, Settings())
     return {
         **model,
         "size": {"frames": sizes.frames, "height": sizes.height, "width": sizes.width},
         "latent": list(grid),
         "tokens": cost.token_count(sizes.dit, grid[:3]),
         "steps": sizes.steps,
-        "calls_per_step": _calls_per_step(sizes),
-        "flops": _flops(sizes),
+        "calls_per_step": calls,
+        "flops": _flops(sizes, calls),
         "devices": devices,
-        "memory": _memory(sizes, model["components"], devices),
+        "memory": _memory(sizes, calls, model["components"], devices),
     }
 
 
@@ -159,31 +161,25 @@ def _by_name(name: str) -> dict[str, Any]:
     }
 
 
-def _calls_per_step(sizes: Variant) -> int:
-    """Guidance asks for the prompt and for the negative prompt."""
-    scales = {sizes.guidance_scale, sizes.guidance_scale_low}
-    return 1 if scales <= {1.0, None} else 2
-
-
-def _flops(sizes: Variant) -> dict[str, int]:
+def _flops(sizes: Variant, calls: int) -> dict[str, int]:
     encoder, decoder = cost.vae_layers(sizes.vae, (sizes.frames, sizes.height, sizes.width))
     whole = {name: cost.flops(layers) for name, layers in networks(sizes).items()}
     counts = {
         "denoiser": whole["dit"],
-        "sampling": sizes.steps * _calls_per_step(sizes) * whole["dit"],
+        "sampling": sizes.steps * calls * whole["dit"],
         "encode": cost.flops(encoder),
         "decode": cost.flops(decoder),
-        "text_encoder": _calls_per_step(sizes) * whole["umt5"],
+        "text_encoder": calls * whole["umt5"],
     }
     return counts | ({"image_encoder": whole["clip"]} if "clip" in whole else {})
 
 
 def _memory(
-    sizes: Variant, components: Mapping[str, Mapping[str, Any]], devices: int
+    sizes: Variant, calls: int, components: Mapping[str, Mapping[str, Any]], devices: int
 ) -> dict[str, Any]:
     """By how the transformer's weights lie on the devices: a copy on each, or cut up."""
     parameters = {name: part["parameters"] for name, part in components.items()}
-    of = partial(predict, sizes, _calls_per_step(sizes), parameters=parameters, devices=devices)
+    of = partial(predict, sizes, calls, parameters=parameters, devices=devices)
     return {
         way: _budget_record(of(cut=way == "cut"), of(cut=way == "cut", reuse=True))
         for way in (("copied",) if devices == 1 else ("copied", "cut"))
