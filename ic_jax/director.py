@@ -219,23 +219,19 @@ def _steps(
 def look(
     footage: Footage,
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
-    """`observe`. Raises InputError where that is nothing at all."""
-    observed, visible = observe(footage)
-    if not visible.any():
-        raise InputError("the new camera sees nothing of the source; use a smaller move")
-    return observed, visible
+    """What of the result the source shows, at its own size.
 
-
-def observe(
-    footage: Footage,
-) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
-    """What of the result the source shows, at its own size."""
+    Raises:
+        InputError: nothing at all.
+    """
     observed, visible = [], []
     for window in _runs(len(footage.frames)):
         part = footage.take(window)
         operator = part.operator()
         observed.append(np.asarray(_apply(operator, part.frames)))
         visible.append(np.asarray(operator.visible))
+    if not any(part.any() for part in visible):
+        raise InputError("the new camera sees nothing of the source; use a smaller move")
     return tuple(framing.join(parts, 0, len(footage.frames)) for parts in (observed, visible))
 
 

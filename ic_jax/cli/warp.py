@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import delivery
-from ..director import observe, timed
-from ..errors import InputError
+from ..director import look, timed
 from ..output import output_folder, write_result
 from .console import report, rounded
 from .job import check_place
@@ -28,9 +27,7 @@ class Warp:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
             with timed(seconds, "warp"):
-                warped, visible = observe(shot)
-            if not visible.any():
-                raise InputError("the new camera sees nothing of the clip; use a smaller move")
+                warped, visible = look(shot)
             facts = {"coverage": round(float(visible.mean()), 4)}
             with timed(seconds, "write"):
                 delivery.write_like(folder / "warped.mp4", warped, clip)
