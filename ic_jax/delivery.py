@@ -33,7 +33,7 @@ def read_truth(path: Path, clip: Clip) -> UInt8[np.ndarray, "t h w 3"]:
 def measure(take: Take, truth: UInt8[np.ndarray, "t h w 3"] | None) -> dict[str, Any]:
     """coverage: the mean visible share. visible_psnr_db: the decoded result against what was
     observed, where something was; once more as delivered if that differs. psnr_db: against the
-    truth, by region, where it is known; once as decoded, and once as delivered if that differs."""
+    truth, by region, where it is known: as delivered, and as decoded."""
     seen = take.visible >= VISIBLE
     facts: dict[str, Any] = {
         "coverage": round(float(take.visible.mean()), 4),

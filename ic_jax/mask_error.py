@@ -76,7 +76,8 @@ def observe_with_holes(
     """What the pipeline observes of a clip of which `seen` is left, its error, and the truth.
 
     A warp from a camera to itself loses the rest, so that holes are filled as in `recapture`:
-    from other frames first. Costs 26 encodes of the clip, the Jacobian's counted twice.
+    from other frames first. Costs 26 encodes of the clip, the Jacobian's counted twice, and one
+    more in an image model.
     """
     frames, height, width = seen.shape
     still = jnp.broadcast_to(jnp.eye(4), (frames, 4, 4))

@@ -35,7 +35,8 @@ def measure(
     with the model's aspect: padding would be pixels that nobody can get wrong. A clip that is
     too short repeats its last frame. `contexts` embeds the [negative prompt, prompt] of each.
     An image model is told what `direct` would tell it: what the holes leave. Costs, per clip,
-    28 encodes and `draws` · LEVELS calls of the denoiser; `progress` hears of `steps`.
+    the encodes of `observe_with_holes`, and `draws` · LEVELS calls of the denoiser; `progress`
+    hears of `steps`.
 
     Raises:
         InputError: clips in which holes make no difference.

@@ -111,7 +111,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def identify(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The variant's name and the calibration, without reading any weights."""
+    """The variant's name and the calibration, without reading large weights."""
     if _is_two_files(folder):
         _, manifest = load(folder / "vae.safetensors")
     else:
