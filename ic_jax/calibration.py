@@ -64,7 +64,7 @@ def from_record(record: Mapping[str, Any], where: str | Path, channels: int) -> 
     """
     try:
         return _checked(record, channels)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{where}: its calibration is unfit ({error}); make it again with `ic-jax calibrate`"
         ) from error

@@ -211,6 +211,7 @@ def changed(**parts):
         (changed(sigma=[0.0, 0.5, float("nan")]), "levels do not rise"),
         (changed(sigma=[0.0, 0.5, 1.5]), r"levels are not in \[0, 1\]"),
         (changed(sigma="abc"), "could not convert"),
+        (changed(sigma=[0.0, 0.5, 10**400]), "too large"),
         (changed(variance=[[0.0], [0.1], [0.2]]), r"shape \(3, 1\) for latents of 2 channels"),
         (changed(variance=[[0.0, 0.0], [0.1, -0.2], [1.0, 1.0]]), "variance is negative"),
         (changed(variance=[[0.0, 0.0], [0.1], [1.0, 1.0]]), "inhomogeneous"),

@@ -203,6 +203,7 @@ def test_two_hosts_make_each_clip_once(here):
         (edit(model="model"), "model is the same for all jobs; give it on the command line"),
         (edit(steps="20"), 'steps is "20"; give a whole number or null'),
         (edit(seed=True), "seed is true; give a whole number"),
+        (edit(shift=10**400), "give a number or null"),
         (edit(seed=-1), "--seed is -1"),
         (edit(steps=0), "--steps is 0; give a number from 1 to 1000"),
         (edit(solver="heun"), "unknown --solver 'heun'"),

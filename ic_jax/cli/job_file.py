@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
@@ -172,6 +173,7 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     if Path in kinds and isinstance(value, str):
         return Path(value)
     if float in kinds and type(value) is int:
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     wanted = " or ".join(_KINDS[kind] for kind in kinds)
     raise InputError(f"{name} is {json.dumps(value)}; give {wanted}")
