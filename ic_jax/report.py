@@ -22,6 +22,8 @@ MARGIN, GAP, LABELS = 56, 10, 196  # page pixels; the sheet is meant to be shown
 COLUMNS, CELL_WIDTH, CELL_HEIGHT = 6, 252, 300
 NOTE_HEIGHT, TIME_WIDTH = 84, 64  # a label and two lines below it; "0.00 s"
 
+WIDEST = 16_384  # pixels of a frame that x264 encodes
+
 
 class Row(NamedTuple):
     """One line of the contact sheet."""
@@ -95,12 +97,13 @@ def comparison_frames(
 ) -> UInt8[np.ndarray, "t height width 3"]:
     """Source, what was observed (holes hatched) and the result side by side under thin labels.
 
-    Small clips are enlarged by a whole factor to about 240 lines, large ones reduced to 480. Both
-    sides are even, for H.264.
+    Small clips are enlarged by a whole factor to about 240 lines, large ones reduced to 480, and
+    wide ones to what x264 takes. Both sides are even, for H.264.
     """
     _, height, width, _ = source.shape
     factor = max(1, round(240 / height)) if height <= 480 else 480 / height
-    height, width = round(height * factor), round(width * factor)
+    factor = min(factor, (WIDEST - 2 * GAP) // 3 / width)
+    height, width = (max(1, round(side * factor)) for side in (height, width))
     bar, total = 30, 3 * width + 2 * GAP
     page = Image.new("RGB", (total + total % 2, bar + height + height % 2), PAPER)
     draw = ImageDraw.Draw(page)

@@ -87,8 +87,9 @@ def test_the_comparison_shows_three_panels_in_a_size_that_video_can_hold(size):
         assert line[number * third + third // 3].argmax() == channel
 
 
-def test_the_comparison_survives_a_file(tmp_path):
-    comparison = report.comparison_frames(*_clips(3))
+@pytest.mark.parametrize("size", [(64, 96), (8, 1000), (2000, 2)])
+def test_the_comparison_survives_a_file(tmp_path, size):
+    comparison = report.comparison_frames(*_clips(3, *size))
     write_video(tmp_path / "comparison.mp4", comparison, Fraction(24))
     read = read_video(tmp_path / "comparison.mp4").frames
     assert read.shape == comparison.shape
