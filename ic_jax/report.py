@@ -17,6 +17,7 @@ PAPER, INK, GREY, LINE = "#ffffff", "#15181e", "#7b828f", "#dde0e6"
 HATCH_GROUND, HATCH_LINE = np.array([234, 236, 240.0]), np.array([192, 198, 207.0])
 HIDDEN = np.array([38, 43, 54.0])  # softer than black beside photographs
 TITLE, TEXT, SMALL = 44, 25, 17  # font sizes in page pixels
+LONGEST_TITLE = 120  # characters; a long prompt would make a page many times as wide as its pictures
 
 MARGIN, GAP, LABELS = 56, 10, 196  # page pixels; the sheet is meant to be shown at half its size
 COLUMNS, CELL_WIDTH, CELL_HEIGHT = 6, 252, 300
@@ -71,7 +72,7 @@ def summary(
     Args:
       visible: share of each pixel that was observed, in [0, 1].
       truth: the true new view, where it is known.
-      title: one line, in Latin letters: Pillow's own font has no others.
+      title: one line, in Latin letters: Pillow's own font has no others. A long one is cut.
       facts: names and values printed under the title, about six: model, camera, coverage...
       fps: frames per second, for the times above the columns.
     """
@@ -85,7 +86,10 @@ def summary(
     if truth is not None:
         rows.append(Row("Truth", "the true new view", truth))
     # Pillow cannot measure a text of several lines.
-    return _sheet(rows, " ".join(title.split()), facts, fps)
+    title = " ".join(title.split())
+    if len(title) > LONGEST_TITLE:
+        title = title[: LONGEST_TITLE - 3] + "..."
+    return _sheet(rows, title, facts, fps)
 
 
 def comparison_frames(

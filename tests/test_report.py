@@ -109,6 +109,11 @@ def test_long_titles_and_facts_widen_the_page():
         assert (sheet[:, -report.MARGIN // 2 :] == 255).all()
 
 
+def test_a_prompt_as_title_does_not_widen_the_page_without_end():
+    sheets = [_sheet(title=length * "a goldfish in a bowl, ") for length in (20, 200)]
+    assert sheets[0].shape == sheets[1].shape and sheets[0].shape[1] < 3000
+
+
 def test_psnr_matches_its_definition():
     rng = np.random.default_rng(0)
     a = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
