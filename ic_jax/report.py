@@ -17,7 +17,7 @@ PAPER, INK, GREY, LINE = "#ffffff", "#15181e", "#7b828f", "#dde0e6"
 HATCH_GROUND, HATCH_LINE = np.array([234, 236, 240.0]), np.array([192, 198, 207.0])
 HIDDEN = np.array([38, 43, 54.0])  # softer than black beside photographs
 TITLE, TEXT, SMALL = 44, 25, 17  # font sizes in page pixels
-LONGEST_TITLE = 120  # characters; a long prompt would make a page many times as wide as its pictures
+LONGEST_TITLE = 120  # characters; a prompt may have thousands, and the page would be as wide
 
 MARGIN, GAP, LABELS = 56, 10, 196  # page pixels; the sheet is meant to be shown at half its size
 COLUMNS, CELL_WIDTH, CELL_HEIGHT = 6, 252, 300
