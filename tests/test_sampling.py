@@ -207,8 +207,11 @@ def test_a_full_exact_measurement_is_returned():
 
 
 def test_an_empty_mask_is_the_plain_sampler_bit_for_bit():
+    """As written, that is: two compiled programs may be fused, and so rounded, in two ways."""
     run = partial(ends, a=0.0, steps=8, shape=SHAPE)
-    np.testing.assert_array_equal(run(RECOMPUTE), run(none))
+    with jax.disable_jit():
+        np.testing.assert_array_equal(run(RECOMPUTE), run(none))
+    np.testing.assert_allclose(run(RECOMPUTE), run(none), atol=1e-6)
 
 
 @pytest.mark.parametrize("renoise", [0.0, 0.3])

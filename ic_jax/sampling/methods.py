@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     make: Callable[..., Method]
     source: str
     plain_when_empty: bool
-    """Where nothing is observed, it is the plain sampler, bit for bit."""
+    """Where nothing is observed, it is the plain sampler: bit for bit; compiled, to rounding."""
     exact_when_full: bool
     """A measurement of everything, without error, is what comes out."""
     trajectory: bool = True
