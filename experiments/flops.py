@@ -13,7 +13,8 @@ import jax
 def matrix_flops(function: Callable, *shapes, trips: int = 1) -> int:
     """2 per multiply-add; zeros of a border or a dilation are multiplied like anything else.
 
-    Of a branch the dearest arm counts. A loop whose length depends on data counts `trips` times.
+    Of a branch the dearest arm counts; of a choice of platforms the default, and no platform's own
+    detours. A loop whose length depends on data counts `trips` times.
     Convolutions that batches share (`batch_group_count`) are not understood.
     """
     return _in(jax.make_jaxpr(function)(*shapes).jaxpr, trips)
@@ -38,6 +39,8 @@ def _of(equation, trips: int) -> int:
             return params["length"] * _in(params["jaxpr"].jaxpr, trips)
         case "while":
             return trips * _in(params["body_jaxpr"].jaxpr, trips)
+        case "cond" if params.get("branches_platforms"):
+            return _in(params["branches"][-1].jaxpr, trips)
         case "cond":
             return max(_in(arm.jaxpr, trips) for arm in params["branches"])
         case _:

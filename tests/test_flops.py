@@ -26,6 +26,10 @@ def branch(a):
     return jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a @ a)
 
 
+def by_platform(a):
+    return jax.lax.platform_dependent(a, tpu=lambda a: a @ a @ a, default=lambda a: a @ a)
+
+
 @pytest.mark.parametrize(
     "function, products",
     [
@@ -35,6 +39,7 @@ def branch(a):
         (jax.checkpoint(looped(3)), 3),
         (until_small, 7),
         (branch, 2),
+        (by_platform, 1),
         (jax.grad(lambda a: (a @ a).sum()), 3),  # of each factor, and forward
     ],
 )

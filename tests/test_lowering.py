@@ -95,6 +95,18 @@ def test_the_sampler_lowers_at_full_size(name, platform):
     assert ("tpu_custom_call" in text) == (platform == "tpu")  # the fused kernel
 
 
+@pytest.mark.parametrize("name", [SMALL, LARGE])
+def test_on_a_tpu_channels_of_tokens_are_neither_split_nor_joined(name):
+    """They lie in its lanes, and are copied for it: products make heads, and turn pairs."""
+    dit, (text, elsewhere) = VARIANTS[name].dit, (program(name, p) for p in ("tpu", "cuda"))
+    pairs = f"x{dit.num_heads}x{dit.head_dim // 2}x2x"
+    assert pairs in elsewhere and pairs not in text
+    reshaped = re.findall(r"stablehlo\.reshape .*<2x32760x(\w+)x\w+>\) -> tensor<(\w+)x", text)
+    assert reshaped
+    split, joined = f"{dit.num_heads}x{dit.head_dim}", f"{dit.dim}"
+    assert not {(joined, f"2x32760x{split}"), (split, f"2x32760x{joined}")} & set(reshaped)
+
+
 def encoder(platform):
     """StableHLO of the small model's encoder."""
     sizes = VARIANTS["nano"]

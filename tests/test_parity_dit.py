@@ -13,7 +13,14 @@ from convert import wan_dit
 from convert.keymap import convert_state
 from ic_jax.models.attention import attention
 from ic_jax.models.layout import Layout
-from ic_jax.models.wan_dit import DiTConfig, WanDiT, time_sinusoid
+from ic_jax.models.wan_dit import (
+    DiTConfig,
+    WanDiT,
+    rotary_tables,
+    rotate,
+    rotate_by_product,
+    time_sinusoid,
+)
 
 TOLERANCE = 1e-4
 SMALL = DiTConfig(dim=48, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16, text_len=12)
@@ -162,6 +169,18 @@ def test_time_sinusoid_is_exact_to_a_millionth():
     exact = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
     sinusoid = jax.jit(time_sinusoid, static_argnums=1)(steps, 256)
     np.testing.assert_allclose(sinusoid, exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, rtol", [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
+def test_a_product_rotates_as_pairs_do(dtype, rtol):
+    x, tables = (
+        jax.random.normal(jax.random.key(0), (2, 18, 3, 24), dtype),
+        rotary_tables((3, 2, 3), 24),
+    )
+    by_pairs, by_product = rotate(x, tables), rotate_by_product(x, *tables)
+    assert by_product.dtype == dtype
+    by_pairs, by_product = (np.float32(turned) for turned in (by_pairs, by_product))
+    np.testing.assert_allclose(by_product, by_pairs, rtol=rtol, atol=1e-6)
 
 
 def test_untrained_model_predicts_zero():

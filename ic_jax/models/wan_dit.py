@@ -1,9 +1,11 @@
 """The Wan 2.1 diffusion transformer (arXiv 2503.20314): noisy latents to a velocity."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -217,10 +219,35 @@ def rotary_tables(grid: tuple[int, ...], head_dim: int) -> RotaryTables:
 
 def rotate(x: Float[Array, "b l h d"], tables: RotaryTables) -> Float[Array, "b l h d"]:
     """Rotary position embedding (arXiv 2104.09864) of adjacent channel pairs, in float32."""
-    cos, sin = (table[:, None, :] for table in tables)
+    return jax.lax.platform_dependent(x, *tables, tpu=rotate_by_product, default=_rotate_pairs)
+
+
+def _rotate_pairs(
+    x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
+) -> Float[Array, "b l h d"]:
+    cos, sin = cos[:, None, :], sin[:, None, :]
     a, b = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_by_product(
+    x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
+) -> Float[Array, "b l h d"]:
+    """The same, but a matrix of ±1 makes (-b, a) of each pair (a, b), which is exact.
+
+    Channels lie in a TPU's lanes. Pairs in an axis of two come apart in six copies of all tokens.
+    """
+    quarter_turn = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])
+    turned = jnp.einsum(
+        "blhd,de->blhe",
+        x,
+        quarter_turn.astype(x.dtype),
+        precision=highest(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    cos, sin = (jnp.repeat(table, 2, axis=-1)[:, None, :] for table in (cos, sin))
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
 class _TimeEmbedding(nn.Module):
@@ -317,13 +344,12 @@ class _SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], tables: RotaryTables) -> Float[Array, "b l d"]:
-        heads = self.config.num_heads
-        dim = self.config.dim
-        q = _split(_rms_norm(self.dtype, "norm_q")(_dense(dim, self.dtype, "q")(x)), heads)
-        k = _split(_rms_norm(self.dtype, "norm_k")(_dense(dim, self.dtype, "k")(x)), heads)
-        v = _split(_dense(dim, self.dtype, "v")(x), heads)
+        heads = self.config.num_heads, self.config.head_dim
+        q = _HeadsNorm(self.dtype, name="norm_q")(_Projection(heads, self.dtype, name="q")(x))
+        k = _HeadsNorm(self.dtype, name="norm_k")(_Projection(heads, self.dtype, name="k")(x))
+        v = _Projection(heads, self.dtype, name="v")(x)
         out = self.layout.attend(rotate(q, tables), rotate(k, tables), v)
-        return _dense(dim, self.dtype, "o")(_merge(out))
+        return _Projection((self.config.dim,), self.dtype, name="o")(out)
 
 
 class _CrossAttention(nn.Module):
@@ -334,33 +360,65 @@ class _CrossAttention(nn.Module):
     layout: Layout
 
     def setup(self):
-        dim = self.config.dim
-        self.q, self.norm_q = _dense(dim, self.dtype), _rms_norm(self.dtype)
-        self.k, self.norm_k = _dense(dim, self.dtype), _rms_norm(self.dtype)
-        self.v = _dense(dim, self.dtype)
+        heads = self.config.num_heads, self.config.head_dim
+        self.q, self.norm_q = _Projection(heads, self.dtype), _HeadsNorm(self.dtype)
+        self.k, self.norm_k = _Projection(heads, self.dtype), _HeadsNorm(self.dtype)
+        self.v = _Projection(heads, self.dtype)
         if self.config.image_dim is not None:
-            self.k_img, self.norm_k_img = _dense(dim, self.dtype), _rms_norm(self.dtype)
-            self.v_img = _dense(dim, self.dtype)
-        self.o = _dense(dim, self.dtype)
+            self.k_img, self.norm_k_img = _Projection(heads, self.dtype), _HeadsNorm(self.dtype)
+            self.v_img = _Projection(heads, self.dtype)
+        self.o = _Projection((self.config.dim,), self.dtype)
 
     def keys_values(
         self, context: Float[Array, "b t d"], image_context: Float[Array, "b m d"] | None
     ) -> tuple[KeysValues, KeysValues | None]:
-        heads = self.config.num_heads
-        split = lambda keys, values: KeysValues(_split(keys, heads), _split(values, heads))
-        text = split(self.norm_k(self.k(context)), self.v(context))
+        text = KeysValues(self.norm_k(self.k(context)), self.v(context))
         if self.config.image_dim is None:
             return text, None
-        return text, split(self.norm_k_img(self.k_img(image_context)), self.v_img(image_context))
+        keys = self.norm_k_img(self.k_img(image_context))
+        return text, KeysValues(keys, self.v_img(image_context))
 
     def __call__(
         self, x: Float[Array, "b l d"], text: KeysValues, image: KeysValues | None
     ) -> Float[Array, "b l d"]:
-        q = _split(self.norm_q(self.q(x)), self.config.num_heads)
+        q = self.norm_q(self.q(x))
         out = self.layout.attend_context(q, *text)
         if image is not None:
             out = out + self.layout.attend_context(q, *image)
-        return self.o(_merge(out))
+        return self.o(out)
+
+
+class _Projection(nn.Module):
+    """`nn.Dense`, to channels that are split into heads, or from there back.
+
+    The matrix is split, not what it makes: a TPU copies that from one tiling to the other.
+    """
+
+    outputs: tuple[int, ...]
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l *inputs"]) -> Float[Array, "b l *outputs"]:
+        inputs, features = x.shape[2:], prod(self.outputs)
+        kernel = self.param("kernel", init.xavier_uniform(), (prod(inputs), features))
+        bias = self.param("bias", init.zeros, (features,))
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        kernel, bias = kernel.reshape(*inputs, *self.outputs), bias.reshape(self.outputs)
+        return jnp.tensordot(x, kernel, len(inputs), precision=highest(self.dtype)) + bias
+
+
+class _HeadsNorm(nn.Module):
+    """`nn.RMSNorm` over all heads together, in float32."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l h e"]) -> Float[Array, "b l h e"]:
+        heads = x.shape[2:]
+        scale = self.param("scale", init.ones, (prod(heads),))
+        x = x.astype(jnp.float32)
+        square = jnp.mean(x * x, axis=(-2, -1), keepdims=True)
+        return (x * (jax.lax.rsqrt(square + _EPS) * scale.reshape(heads))).astype(self.dtype)
 
 
 class _Head(nn.Module):
@@ -399,15 +457,3 @@ def _layer_norm() -> nn.LayerNorm:
 
 def _affine_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, name=name)
-
-
-def _rms_norm(dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
-    return nn.RMSNorm(epsilon=_EPS, dtype=dtype, name=name)
-
-
-def _split(x: Float[Array, "b l d"], heads: int) -> Float[Array, "b l h e"]:
-    return rearrange(x, "b l (h e) -> b l h e", h=heads)
-
-
-def _merge(x: Float[Array, "b l h e"]) -> Float[Array, "b l d"]:
-    return rearrange(x, "b l h e -> b l (h e)")
