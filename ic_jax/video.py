@@ -92,14 +92,17 @@ def read_video(
 
 
 def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
-    """One image, upright, in a mode of Pillow's of 8 bits: "RGB" for colours, "L" for grey.
+    """One image, upright, in 8 bits of one of Pillow's modes: "RGB" for colours, "L" for grey.
 
     Raises:
       InputError: nothing there, not an image, or a damaged one.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert(mode))
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of grey: Pillow would make 256 and more white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(image.convert(mode))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path of the image") from error
     except _PILLOW_ERRORS as error:

@@ -311,6 +311,13 @@ def test_sound_alone_is_refused(tmp_path):
     assert _refusal(tmp_path / "song.mp4") == ": has no video stream; give a video file"
 
 
+def test_images_of_16_bits_keep_their_greys(tmp_path):
+    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey + 255).save(tmp_path / "0.png")
+    (frame,) = read_video(tmp_path).frames
+    np.testing.assert_array_equal(frame[..., 0], np.arange(256).reshape(16, 16))
+
+
 def test_folders_without_frames_or_with_bad_ones_are_refused(tmp_path):
     expected = ": holds no frames; give a video file or a folder of PNG or JPEG"
     assert _refusal(tmp_path) == expected
