@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image
 
 from ic_jax.errors import InputError
+from ic_jax.geometry.depth import resize_depth
 
 # A picture of another size is taken for the same view up to this difference in aspect.
 ASPECT_TOLERANCE = 0.02
@@ -54,12 +55,8 @@ def from_working(frames: UInt8[np.ndarray, "t H W c"], fit: Fit) -> UInt8[np.nda
 
 
 def depth_to_working(depth: Float[np.ndarray, "t h w"], fit: Fit) -> Float[np.ndarray, "t H W"]:
-    """As `to_working`, but takes the nearest sample: between two surfaces there is no surface."""
-    rows, columns = (
-        ((np.arange(c) + 0.5) * s / c).astype(int)
-        for s, c in zip(fit.source, fit.content, strict=True)
-    )
-    return _pad(depth[:, rows[:, None], columns], fit)
+    """As `to_working`, but by `resize_depth`."""
+    return _pad(resize_depth(depth, *fit.content), fit)
 
 
 def mask_to_working(keep: Bool[np.ndarray, "t h w"], fit: Fit) -> Bool[np.ndarray, "t H W"]:

@@ -90,8 +90,8 @@ def scene_radius(depth: Float[Array, "t h w"]) -> float:
 
 
 def resize_depth(
-    depth: Float[Array, "t h w"], height: int, width: int
-) -> Float[Array, "t {height} {width}"]:
+    depth: Float[Array | np.ndarray, "t h w"], height: int, width: int
+) -> Float[Array | np.ndarray, "t {height} {width}"]:
     """Resize by the nearest sample, never a blend: a mean of two depths is a surface nobody saw."""
     _, old_height, old_width = depth.shape
     rows = (np.arange(height) + 0.5) * old_height / height
