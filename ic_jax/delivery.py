@@ -4,6 +4,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -82,6 +83,17 @@ def write_take(
 def write_like(path: Path, frames: UInt8[np.ndarray, "t h w 3"], clip: Clip) -> None:
     """A video with the rate, pixel aspect and audio of a clip."""
     write_video(path, frames, clip.fps, audio_from=clip.path, pixel_aspect=clip.pixel_aspect)
+
+
+def rehearse(clip: Clip) -> None:
+    """Writes the clip's rate and sound under a dark picture, and throws that away.
+
+    Raises:
+        InputError: sound that `write_like` could not carry on, told while no result is lost yet.
+    """
+    with TemporaryDirectory() as folder:
+        dark = np.zeros((len(clip.frames), 16, 16, 3), np.uint8)
+        write_like(Path(folder) / "rehearsed.mp4", dark, clip)
 
 
 def as_grey(share: Float[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h w 3"]:

@@ -2,7 +2,9 @@
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,6 +124,27 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, clip, tmp_path, make, opt
     assert last.startswith("ic-jax: ") and said in last
     assert "Traceback" not in stderr and stdout == ""
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_sound_that_cannot_be_carried_on_is_told_before_weights_are_read(
+    run, clip, tmp_path, monkeypatch
+):
+    mask(0.5)(tmp_path)
+    with av.open("clip.avi", "w") as out:
+        picture, sound = out.add_stream("mpeg4", 8), out.add_stream("pcm_u8", 8000, layout="mono")
+        picture.width, picture.height, picture.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for image in read_video("clip.mp4").frames:
+            out.mux(picture.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 128, np.uint8), "u8", "mono")
+        frame.sample_rate = 8000
+        out.mux([*picture.encode(), *sound.encode(frame), *sound.encode()])
+    file = Path("clip.avi").read_bytes()
+    at = file.rindex(b"strf") + 8  # the codec of the sound, which becomes none that there is
+    Path("clip.avi").write_bytes(file[:at] + b"\x77\x66" + file[at + 2 :])
+    monkeypatch.setattr(generator, "load_uncalibrated", None)
+    code, _, stderr = run("inpaint", "clip.avi", "--out", "out", *PNG)
+    assert code == 2 and "clip.avi: its audio cannot be read" in stderr
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,7 @@ def test_what_a_file_adds_is_compared_with_the_default(tmp_path, monkeypatch):
     lab = Oracle()
     monkeypatch.setattr(studies, "Laboratory", lambda *_: lab)
     try:
-        studies.main(
-            Arguments("recapture", tasks=2, file=file, results=tmp_path, data=tmp_path)
-        )
+        studies.main(Arguments("recapture", tasks=2, file=file, results=tmp_path, data=tmp_path))
     finally:
         del METHODS["mine"], MASKS["own"], SOLVERS["other"]
     own = {"mean, mine", "own, bayes_draw", "mean, bayes_draw, solver other"}

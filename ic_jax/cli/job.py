@@ -69,10 +69,21 @@ def carry_out(job: Job) -> None:
     seconds: dict[str, float] = {}
     with state_file(job.out, job.generator.resume) as state, output_folder(job.out) as folder:
         with timed(seconds, "read"):
-            material = job.read()
+            material = read(job)
         run = job.generator.run(material.footage, job.settings, seconds, state)
         facts = deliver(job, folder, material, run, seconds)
     report(job.out, facts, job.coverage)
+
+
+def read(job: Job) -> Material:
+    """What the job's files hold, once they are known to be such as a result can be written from.
+
+    Raises:
+        InputError: a file that is missing or unfit.
+    """
+    material = job.read()
+    delivery.rehearse(material.clip)
+    return material
 
 
 def check_place(command: Any) -> None:

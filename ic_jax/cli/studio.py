@@ -14,7 +14,7 @@ from ..model import Model
 from ..output import output_folder
 from .clerk import Clerk
 from .generator import Run, Told
-from .job import Material, deliver
+from .job import Material, deliver, read
 from .job_file import Line
 from .prompts import Prompts
 from .spread import Places
@@ -93,4 +93,4 @@ class Studio(NamedTuple):
 def _read(line: Line) -> tuple[Material, dict[str, float]]:
     seconds: dict[str, float] = {}
     with timed(seconds, "read"), file_errors_told():
-        return line.job.read(), seconds
+        return read(line.job), seconds
