@@ -21,8 +21,8 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
     of the clip.
 
     Raises:
-        InputError: a setting out of its range, a name that does not exist, or noise levels at
-            which no step begins.
+        InputError: a setting out of its range or that nothing would heed, a name that does not
+            exist, or noise levels at which no step begins.
     """
     check(settings)
     sizes = model.variant
@@ -30,6 +30,8 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
         raise InputError(f"{model.name}: mask kernel was never fitted to it; run ic-jax calibrate")
     if settings.clean_error == "measured" and "clean_error" not in model.calibration:
         raise InputError(f"{model.name}: its clean error was never measured; run ic-jax calibrate")
+    if settings.guidance_scale_low is not None and sizes.boundary is None:
+        raise InputError(f"{model.name}: has one expert; leave --guidance-scale-low out")
     recommended = {
         "solver": sizes.solver,
         "steps": sizes.steps,
@@ -106,6 +108,11 @@ def _check_what_goes_together(settings: Settings) -> None:
             raise InputError(
                 f"--consistency {settings.consistency} has no --{option}; leave it out"
             )
+    if settings.clean_error == "measured" and "r2" not in takes:
+        raise InputError(
+            f"--consistency {settings.consistency} does not ask how wrong the model is; "
+            "leave --clean-error out"
+        )
     if settings.reuse and not METHODS[settings.consistency].single:
         raise InputError(
             f"--consistency {settings.consistency} asks the model more than once in a step; "

@@ -192,6 +192,12 @@ PATH = ["--camera", "path.json"]
         (None, ["--consistency", "magic"], "unknown --consistency 'magic'; one of none, dds"),
         (None, ["--consistency", "dds", "--gamma", "inf"], "--gamma is inf"),
         (None, ["--gamma", "2"], "--consistency bayes_draw has no --gamma"),
+        (None, ["--guidance-scale-low", "2"], "nano: has one expert; leave --guidance-scale-low"),
+        (
+            None,
+            ["--consistency", "ddnm", "--clean-error", "measured"],
+            "--consistency ddnm does not ask how wrong the model is; leave --clean-error out",
+        ),
         (None, ["--consistency", "dds", "--noise", "loud"], "unknown --noise 'loud'; one of"),
         (None, ["--consistency", "flair", "--guided-to", "0.5"], "flair has no noisy trajectory"),
         (None, ["--refresh-at", "1.5"], "--refresh-at is 1.5"),

@@ -1,7 +1,9 @@
 """`ic-jax batch`: many clips on the devices of one host, and shared out among hosts."""
 
 import dataclasses
+import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from .. import text
 from ..budget import check_fits, check_host_fits, device_memory, host_memory
-from ..errors import InputError
+from ..errors import InputError, file_errors_told
 from ..model import calibrated, fingerprint, load_uncalibrated
 from ..output import check_writable, holds_result
 from ..parallel import barrier, join, mine
@@ -59,7 +61,8 @@ class Batch:
     def run(self) -> None:
         self._join()
         try:
-            failed = self._share()
+            with file_errors_told():
+                failed = self._share()
         except InputError as error:
             note(str(error))
             barrier()  # the other hosts would end with this one
@@ -99,7 +102,7 @@ class Batch:
         sizes = found.sizes
         common = {
             "model": [found.name, fingerprint(found.folder)],
-            "calibration": str(self.chosen.calibration or "the model's own"),
+            "calibration": zlib.crc32(json.dumps(found.calibration).encode()),
             "size": [sizes.frames, sizes.height, sizes.width],
         }
 
