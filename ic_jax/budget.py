@@ -44,7 +44,7 @@ class Budget(NamedTuple):
     umt5_block: int
     """The text encoder on the device, which has come and gone before the others are loaded."""
     phases: dict[str, int]
-    """Beside the weights, one at a time: fill, encode, sample, decode."""
+    """Beside the weights, one at a time: encode, sample, decode."""
     host: dict[str, int]
 
     @property
@@ -134,8 +134,8 @@ def _phases(sizes: Variant, calls: int, itemsize: int, reuse: bool) -> dict[str,
     said, saying = cost.reuse_memory(sizes.dit, grid, calls) if reuse else (0, 0)
     rows = sizes.height, grid[1]
     return {
-        "fill": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, 0),
-        "encode": Phase((_GEOMETRY + _OBSERVED) * plane, encode, rows),
+        # One program fills the holes and encodes; on a TPU the two do not share their memory.
+        "encode": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, encode, rows),
         "sample": Phase(_OBSERVED * plane + text + block, tokens + said + saying),
         "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, rows),
     }

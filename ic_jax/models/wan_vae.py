@@ -413,7 +413,9 @@ def _streamed(step: Step, x: Array, chunk: int | None) -> Array:
     """`step(frames, past)` over x: whole, or its first frame and then `chunk` frames at a time."""
     if chunk is None or x.shape[1] == 1:
         return step(x, None)[0]
-    head, past = step(x[:, :1], None)
+    # Cut out first: XLA would lay out all of x, and on a TPU pad it 16 times, as the first
+    # convolution wants its one frame.
+    head, past = step(jax.lax.optimization_barrier(x[:, :1]), None)
     chunks = rearrange(x[:, 1:], "b (n chunk) h w c -> n b chunk h w c", chunk=chunk)
     _, tail = jax.lax.scan(lambda past, frames: step(frames, past)[::-1], past, chunks)
     return jnp.concatenate([head, rearrange(tail, "n b t h w c -> b (n t) h w c")], axis=1)
