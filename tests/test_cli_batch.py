@@ -310,6 +310,28 @@ def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeyp
     assert code == 2 and "a device ran out of memory" in stderr
     assert came == [*told, told[1]]
 
+    def locked(*given):
+        raise PermissionError(EACCES, os.strerror(EACCES), "locked.jsonl")
+
+    monkeypatch.setattr("ic_jax.cli.batch.read_jobs", locked)
+    assert run("batch", "locked.jsonl", "--model", "model")[0] == 2
+    assert came == [*told, told[1], *told]
+
+
+def test_a_calibration_is_known_by_what_it_holds(here, run, monkeypatch):
+    write_jobs(edit())
+    records = []
+    keep = lambda self, lines, found: records.extend(line.record for line in lines) or 0
+    monkeypatch.setattr("ic_jax.cli.batch.Batch._make", keep)
+    for scale in (0.25, 0.5, 0.25):
+        record = {"measured": {"variant": NAME}, "variance_scale": {"mean": scale}}
+        Path("mine.json").write_text(json.dumps(record))
+        given = "batch", "jobs.jsonl", "--model", "model", "--calibration", "mine.json", *SMALL
+        code, _, stderr = run(*given)
+        assert code == 0, stderr
+    first, other, again = (record["calibration"] for record in records)
+    assert first == again != other
+
 
 @pytest.fixture
 def interruptible():
