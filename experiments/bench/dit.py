@@ -3,8 +3,9 @@
     python -m experiments.bench.dit
 
 writes experiments/results/bench_dit.md and .json. Without a GPU it compares a middle-sized
-transformer in float32 and leaves the rows of the full ones open. With one it compares the 1.3B
-model at 480×832×81 and a single block of the 14B one, in bfloat16, with torch.compile as well.
+transformer in float32 and in bfloat16, and leaves the rows of the full ones open. With one it
+compares the 1.3B model at 480×832×81 and a single block of the 14B one, in bfloat16, with
+torch.compile as well.
 
 Ours is one call of `velocity`, on text that was prepared before: what a sampler's step costs.
 diffusers embeds the text in every call; "ours, text included" does so too.
@@ -67,10 +68,11 @@ class Case(NamedTuple):
     """2 as with guidance, which asks for two prompts at once."""
 
 
+_MIDDLE = DiTConfig(dim=384, ffn_dim=1536, num_heads=3, num_layers=8)
 CASES = {
-    "mid-size": Case(
-        DiTConfig(dim=384, ffn_dim=1536, num_heads=3, num_layers=8), (3, 60, 104), "float32"),
-}  # fmt: skip
+    "mid-size": Case(_MIDDLE, (3, 60, 104), "float32"),
+    "mid-size, 16 bits": Case(_MIDDLE, (3, 60, 104), "bfloat16"),
+}
 
 _LARGE = VARIANTS["Wan2.1-T2V-1.3B"].dit, VARIANTS["Wan2.1-T2V-14B"].dit
 GPU_CASES = {

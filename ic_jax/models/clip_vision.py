@@ -10,7 +10,7 @@ from flax.linen import initializers as init
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from .attention import attention
-from .precision import highest
+from .precision import dot_general, highest
 
 _EPS = 1e-5
 
@@ -159,7 +159,14 @@ class _FeedForward(nn.Module):
 
 
 def _dense(features: int, dtype: DTypeLike, name: str, use_bias: bool = True) -> nn.Dense:
-    return nn.Dense(features, use_bias, dtype=dtype, precision=highest(dtype), name=name)
+    return nn.Dense(
+        features,
+        use_bias,
+        dtype=dtype,
+        precision=highest(dtype),
+        dot_general=dot_general,
+        name=name,
+    )
 
 
 def _layer_norm(name: str) -> nn.LayerNorm:

@@ -8,10 +8,12 @@ HIGH               24    11                  16 (three passes)
 HIGHEST            24    24                  24 (six passes)
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
-from jaxtyping import DTypeLike
+from jax.lax import DotDimensionNumbers, Precision
+from jaxtyping import Array, DTypeLike, Float
 
 
 def highest(dtype: DTypeLike) -> Precision | None:
@@ -31,3 +33,27 @@ def high() -> Precision | None:
     seventh of their peak (H100); =bfloat16 gives one pass on a TPU.
     """
     return None if jax.config.jax_default_matmul_precision else Precision.HIGH
+
+
+def dot_general(
+    a: Float[Array, "..."],
+    b: Float[Array, "..."],
+    contracted: DotDimensionNumbers,
+    precision: Precision | None = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Float[Array, "..."]:
+    """`jax.lax.dot_general`; on a CPU, 16 bits go by its 16-bit units, if it has any.
+
+    XLA asks them for float32 results alone. For 16-bit ones it widens both matrices first, which
+    takes 5 times as long where there is AMX. The sum is float32, and rounded once, in either case.
+    """
+    product = partial(
+        jax.lax.dot_general,
+        dimension_numbers=contracted,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    if preferred_element_type is not None or a.dtype.itemsize > 2:
+        return product(a, b)
+    rounded = lambda a, b: product(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+    return jax.lax.platform_dependent(a, b, cpu=rounded, default=product)

@@ -10,7 +10,7 @@ import numpy as np
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, PyTree
 
-from .precision import highest
+from .precision import dot_general, highest
 
 PAD, EOS, BYTE_OFFSET = 0, 1, 3
 BYTE_VOCAB = BYTE_OFFSET + 256
@@ -194,5 +194,6 @@ def _dense(features: int, std: float, dtype: DTypeLike, name: str) -> nn.Dense:
         dtype=dtype,
         precision=highest(dtype),
         kernel_init=init.normal(std),
+        dot_general=dot_general,
         name=name,
     )

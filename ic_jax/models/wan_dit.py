@@ -13,7 +13,7 @@ from flax.linen import initializers as init
 from jaxtyping import Array, DTypeLike, Float
 
 from .layout import Layout
-from .precision import highest
+from .precision import dot_general, highest
 
 IMAGE_TOKENS = 257
 _ROPE_THETA = 10_000.0
@@ -276,7 +276,7 @@ class _TextEmbedding(nn.Module):
     def __call__(self, context: Float[Array, "b l t"]) -> Float[Array, "b l d"]:
         small = init.normal(0.02)
         x = _dense(self.config.dim, self.dtype, "fc1", small)(context)
-        return _dense(self.config.dim, self.dtype, "fc2", small)(nn.gelu(x, approximate=True))
+        return _dense(self.config.dim, self.dtype, "fc2", small)(_gelu(x))
 
 
 class _ImageEmbedding(nn.Module):
@@ -333,8 +333,7 @@ class _Block(nn.Module):
         x = x + self.cross_attn(self.cross_norm(x), text, image)
 
         y = self.norm(x) * (1 + scale_ffn) + shift_ffn
-        y = nn.gelu(self.ffn_fc1(y), approximate=True)
-        return x + gate_ffn * self.ffn_fc2(y), None
+        return x + gate_ffn * self.ffn_fc2(_gelu(self.ffn_fc1(y))), None
 
 
 class _SelfAttention(nn.Module):
@@ -404,7 +403,8 @@ class _Projection(nn.Module):
         bias = self.param("bias", init.zeros, (features,))
         x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
         kernel, bias = kernel.reshape(*inputs, *self.outputs), bias.reshape(self.outputs)
-        return jnp.tensordot(x, kernel, len(inputs), precision=highest(self.dtype)) + bias
+        contracted = tuple(range(2, x.ndim)), tuple(range(len(inputs)))
+        return dot_general(x, kernel, (contracted, ((), ())), highest(self.dtype)) + bias
 
 
 class _HeadsNorm(nn.Module):
@@ -438,11 +438,21 @@ class _Head(nn.Module):
         return _dense(features, jnp.float32, "linear", init.zeros)(x)
 
 
+def _gelu(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """By tanh, and rounded once: XLA would round every step of it to 16 bits."""
+    return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 def _dense(
     features: int, dtype: DTypeLike, name: str | None = None, kernel_init=init.xavier_uniform()
 ) -> nn.Dense:
     return nn.Dense(
-        features, dtype=dtype, precision=highest(dtype), kernel_init=kernel_init, name=name
+        features,
+        dtype=dtype,
+        precision=highest(dtype),
+        kernel_init=kernel_init,
+        dot_general=dot_general,
+        name=name,
     )
 
 

@@ -50,6 +50,8 @@ def _one_head(
     in_float32 = {"preferred_element_type": jnp.float32, "precision": highest(q.dtype)}
     scores = jnp.einsum("ld,md->lm", q, k, **in_float32)
     shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    out = jnp.einsum("lm,md->ld", shares.astype(v.dtype), v, **in_float32)
+    # Rounded before they are summed, too: a CPU then never writes them out in float32.
+    shares = shares.astype(v.dtype)
+    out = jnp.einsum("lm,md->ld", shares, v, **in_float32)
     # Divided last: there are fewer values than scores.
-    return (out / shares.sum(-1, keepdims=True)).astype(v.dtype)
+    return (out / shares.sum(-1, keepdims=True, dtype=jnp.float32)).astype(v.dtype)

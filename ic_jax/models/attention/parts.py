@@ -34,9 +34,8 @@ def plain_part(
         scores = jnp.einsum("b...hd,bmhd->b...hm", rows, k, **in_float32)
         scores = jnp.where(real, scores, _NEVER)
         top = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = weights.sum(-1, keepdims=True)
-        weights = weights.astype(v.dtype)
+        weights = jnp.exp(scores - top).astype(v.dtype)
+        total = weights.sum(-1, keepdims=True, dtype=jnp.float32)
         out = jnp.einsum("b...hm,bmhd->b...hd", weights, v, **in_float32)
         return out / total, (top + jnp.log(total))[..., 0]
 
