@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from experiments.flops import matrix_flops
 from experiments.overhead import side_by_side
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax import pipeline
 from ic_jax.course import Part
 from ic_jax.delivery import environment

@@ -94,7 +94,7 @@ def counted_by_xla(sizes: Variant) -> float:
 def random_like(shapes, seed: int):
     """Arrays of the given shapes: time does not depend on what they hold."""
     rng = np.random.default_rng(seed)
-    draw = lambda s: jnp.asarray(0.1 * rng.random(s.shape) + 0.01, jnp.float32)
+    draw = lambda s: jnp.asarray(rng.random(s.shape, np.float32) / 10 + np.float32(0.01))
     return jax.tree.map(draw, shapes)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.intervals import bootstrap
+from experiments.tables import table
 from ic_jax.delivery import environment
 from ic_jax.model import Model
 
@@ -82,11 +83,6 @@ def write(page: Page, name: str, command: str, model: Model, results: Path) -> N
     stem.with_suffix(".json").write_text(json.dumps(_rounded(raw)) + "\n")
     stem.with_suffix(".md").write_text(text)
     print(text)
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown."""
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def _screen(page: Page) -> list[str]:

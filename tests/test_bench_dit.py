@@ -5,8 +5,8 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from experiments.bench import dit
-from experiments.bench.side_by_side import Peak
+from experiments.bench import by_diffusers, dit
+from experiments.bench.memory import Peak
 from ic_jax.cost import dit_flops
 from ic_jax.models.wan_dit import DiTConfig
 
@@ -22,7 +22,7 @@ TOY = dit.Case(
 def toy_page(monkeypatch, tmp_path, capsys):
     """What the command writes, with a memory that is not measured."""
     monkeypatch.setattr(dit, "CASES", {"toy": TOY})
-    monkeypatch.setattr(dit, "peak_of", lambda prepare, case: Peak(0, 3 << 20))
+    monkeypatch.setattr(dit, "peak_of", lambda prepare, *given: Peak(0, 3 << 20))
     monkeypatch.setattr(dit, "matmul_rate", lambda dtype: 1e12)
     dit.main(dit.Arguments(rounds=2, results=tmp_path))
     assert capsys.readouterr().out.strip() == (tmp_path / "bench_dit.md").read_text().strip()
@@ -50,9 +50,11 @@ def test_targets_are_held_to_medians_of_ratios_on_either_platform():
     assert words == ["Not met", "Not met", "Met"]
 
 
-def test_a_side_is_weighed_alone():
-    for prepare in (dit.our_call_alone, dit.their_call_alone):
-        assert jnp.asarray(prepare(TOY)()).size == 2 * 2 * 4 * 6 * 16
+def test_either_side_is_made_from_plain_arguments():
+    sizes, given = dit.their_sizes(TOY.config), dit.inputs(TOY)
+    theirs = by_diffusers.transformer_alone(sizes, TOY.dtype, "cpu", given, compiled=False)
+    for call in (dit.our_call_alone(TOY), theirs):
+        assert jnp.asarray(call()).size == 2 * 2 * 4 * 6 * 16
 
 
 def test_matrix_products_have_a_rate():

@@ -4,18 +4,14 @@ import sys
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
+from bare_calls import allocation, loaded
 
-from experiments.bench import scaling, side_by_side
-from experiments.bench.side_by_side import Peak, in_turns, peak_of, ratio
+from experiments.bench import memory, scaling
+from experiments.bench.memory import Peak, middle, peak_of
+from experiments.bench.side_by_side import in_turns, ratio
 from ic_jax.models.variants import VARIANTS
 from ic_jax.parallel import MeshShape
-
-
-def allocation(mebibytes):
-    """A call that fills so much memory once; for another process, so at the module's top."""
-    return lambda: np.ones(mebibytes << 17).sum()
 
 
 def test_calls_take_turns_and_every_other_round_is_backwards():
@@ -36,7 +32,16 @@ def test_memory_is_what_the_call_adds():
     assert rises[1] - rises[0] == pytest.approx(150, abs=15)
 
 
-def test_on_a_gpu_memory_is_that_of_the_call_and_not_of_making_weights(monkeypatch):
+def test_a_process_loads_neither_library_unless_the_call_does():
+    rises = [peak_of(loaded, *names).rise >> 20 for names in (("jax", "torch"), ("numpy",))]
+    assert rises[0] < 8 and rises[1] >= 60
+
+
+def test_the_process_in_the_middle_is_that_of_the_peak():
+    assert middle([Peak(9, 30), Peak(8, 10), Peak(7, 20)]) == Peak(7, 20)
+
+
+def test_on_a_gpu_torchs_memory_is_that_of_the_call_and_not_of_making_weights(monkeypatch):
     most = [9]
     cuda = SimpleNamespace(
         is_available=lambda: True,
@@ -45,9 +50,16 @@ def test_on_a_gpu_memory_is_that_of_the_call_and_not_of_making_weights(monkeypat
         reset_peak_memory_stats=lambda: most.__setitem__(0, 5),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.delitem(sys.modules, "jax")
+    assert memory.measured(lambda: most.__setitem__(0, max(7, most[0]))) == Peak(5, 7)
+
+
+def test_on_a_gpu_jaxs_memory_is_that_of_its_allocator(monkeypatch):
+    held = {"bytes_in_use": 5, "peak_bytes_in_use": 5}
+    device = SimpleNamespace(memory_stats=lambda: dict(held))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    call = lambda: most.__setitem__(0, max(7, most[0]))
-    assert side_by_side._peak_of(lambda: call) == Peak(5, 7)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert memory.measured(lambda: held.update(peak_bytes_in_use=7)) == Peak(5, 7)
 
 
 @pytest.mark.parametrize("name", scaling.MACHINES)

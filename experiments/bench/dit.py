@@ -14,7 +14,6 @@ diffusers embeds the text in every call; "ours, text included" does so too.
 import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,19 +28,18 @@ import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from experiments.bench.memory import Peak, middle, peak_of
 from experiments.bench.side_by_side import (
     Call,
-    Peak,
     Times,
     in_turns,
     machine,
     mebibytes,
-    peak_of,
     publish,
     ratio,
     spread,
 )
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax.cost import dit_flops, token_count
 from ic_jax.model import matrices_as
 from ic_jax.models.variants import VARIANTS
@@ -56,6 +54,7 @@ EAGER, COMPILED = "diffusers", "diffusers, torch.compile"
 # At most these shares of their time, and on a GPU at least this share of the matmul peak.
 TARGETS = {"cpu": {EAGER: 1.0}, "gpu": {EAGER: 1 / 1.3, COMPILED: 1 / 1.1}}
 OF_PEAK = 0.5
+PROCESSES = 3  # in which each peak is weighed
 
 
 class Case(NamedTuple):
@@ -121,52 +120,20 @@ def our_calls(case: Case, params) -> dict[str, Call]:
     }
 
 
-def torch_model(case: Case):
-    """diffusers' transformer with random weights, on the device that JAX computes on."""
-    import torch
-    from diffusers import WanTransformer3DModel
-
-    cfg = case.config
-    torch.manual_seed(0)
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    with torch.device(device):
-        module = WanTransformer3DModel(
-            num_attention_heads=cfg.num_heads,
-            attention_head_dim=cfg.head_dim,
-            in_channels=cfg.in_channels,
-            out_channels=cfg.out_channels,
-            text_dim=cfg.text_dim,
-            freq_dim=cfg.freq_dim,
-            ffn_dim=cfg.ffn_dim,
-            num_layers=cfg.num_layers,
-            cross_attn_norm=True,
-            patch_size=cfg.patch,
-        )
-    # As diffusers loads it: its norms, modulation and time embedding stay in float32.
-    kept = set(module._keep_in_fp32_modules)
-    for name, parameter in module.named_parameters():
-        if not kept & set(name.split(".")):
-            parameter.data = parameter.data.to(getattr(torch, case.dtype))
-    return module.eval().requires_grad_(False)
-
-
-def their_call(case: Case, module, compiled: bool = False) -> Callable[[], Any]:
-    """A call that returns when the device is done."""
-    import torch
-
-    latent, timestep, text = (torch.from_numpy(array).to(module.device) for array in inputs(case))
-    dtype = getattr(torch, case.dtype)
-    latent, text = latent.movedim(-1, 1).contiguous().to(dtype), text.to(dtype)
-    run = torch.compile(module) if compiled else module
-
-    @torch.inference_mode()
-    def call():
-        out = run(latent, timestep, text, return_dict=False)[0]
-        if out.is_cuda:
-            torch.cuda.synchronize()
-        return out
-
-    return call
+def their_sizes(cfg: DiTConfig) -> dict[str, Any]:
+    """A configuration in diffusers' words."""
+    return {
+        "num_attention_heads": cfg.num_heads,
+        "attention_head_dim": cfg.head_dim,
+        "in_channels": cfg.in_channels,
+        "out_channels": cfg.out_channels,
+        "text_dim": cfg.text_dim,
+        "freq_dim": cfg.freq_dim,
+        "ffn_dim": cfg.ffn_dim,
+        "num_layers": cfg.num_layers,
+        "cross_attn_norm": True,
+        "patch_size": cfg.patch,
+    }
 
 
 def converted(case: Case, module):
@@ -185,20 +152,11 @@ def placed(case: Case, tree):
     return unflatten_dict({key: jnp.asarray(cast(key, leaf)) for key, leaf in leaves}, sep="/")
 
 
-# Memory, each side in a process of its own ------------------------------------------
-
-
 def our_call_alone(case: Case) -> Call:
-    """Memory does not depend on what the weights hold."""
-    from convert import wan_dit
-
-    target = wan_dit.target(case.config)
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), target)
+    """A step with weights of its own; memory does not depend on what they hold."""
+    shapes = jax.eval_shape(WanDiT(case.config).init, jax.random.key(0), *inputs(case))["params"]
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), shapes)
     return our_calls(case, jax.block_until_ready(placed(case, params)))[OURS]
-
-
-def their_call_alone(case: Case, compiled: bool = False) -> Call:
-    return their_call(case, torch_model(case), compiled)
 
 
 # Measuring ------------------------------------------------------------------------
@@ -206,24 +164,23 @@ def their_call_alone(case: Case, compiled: bool = False) -> Call:
 
 def measure(case: Case, rounds: int, compiles: bool) -> Result:
     """Both sides on the same weights, in turns; `compiles` asks torch.compile too."""
-    module = torch_model(case)
-    theirs = {EAGER: their_call(case, module)}
-    calls = our_calls(case, converted(case, module)) | theirs
-    peaks = {OURS: partial(our_call_alone, case), EAGER: partial(their_call_alone, case)}
-    if compiles:
-        calls[COMPILED] = their_call(case, module, compiled=True)
-        peaks[COMPILED] = partial(their_call_alone, case, compiled=True)
+    from experiments.bench import by_diffusers
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    sizes, given = their_sizes(case.config), inputs(case)
+    module = by_diffusers.transformer(sizes, case.dtype, device)
+    calls, alone = our_calls(case, converted(case, module)), {OURS: (our_call_alone, case)}
+    for name, compiled in {EAGER: False, COMPILED: True}.items():
+        if compiles or not compiled:
+            calls[name] = by_diffusers.transformer_call(module, case.dtype, given, compiled)
+            alone[name] = by_diffusers.transformer_alone, sizes, case.dtype, device, given, compiled
     first = {name: _seconds(call) for name, call in calls.items()}
-    apart = difference(calls[OURS](), theirs[EAGER]())
+    apart = difference(calls[OURS](), by_diffusers.channels_last(calls[EAGER]()))
     times = in_turns(calls, rounds)
     matmul = matmul_rate(case.dtype)
-    measured = {name: peak_of(*_spread_out(prepare)) for name, prepare in peaks.items()}
-    return Result(times, measured, first, apart, matmul)
-
-
-def _spread_out(prepare: partial) -> tuple:
-    # A process is sent a function of a module and its arguments.
-    return (prepare.func, *prepare.args, *prepare.keywords.values())
+    peaks = {name: middle([peak_of(*prepare) for _ in range(PROCESSES)])
+             for name, prepare in alone.items()}  # fmt: skip
+    return Result(times, peaks, first, apart, matmul)
 
 
 def _seconds(call: Call) -> float:
@@ -232,11 +189,10 @@ def _seconds(call: Call) -> float:
     return time.perf_counter() - began
 
 
-def difference(ours: jax.Array, theirs) -> float:
+def difference(ours: jax.Array, theirs: np.ndarray) -> float:
     """Root mean square of the difference over that of theirs."""
     a = np.asarray(ours, np.float32)
-    b = np.moveaxis(theirs.float().cpu().numpy(), 1, -1)
-    return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
+    return float(np.sqrt(np.mean((a - theirs) ** 2) / np.mean(theirs**2)))
 
 
 def matmul_rate(dtype: str, size: int | None = None, rounds: int = 5) -> float:
@@ -328,7 +284,8 @@ def page(results: dict[str, Result], cases: dict[str, Case], rounds: int) -> str
         " faster than diffusers. TFLOP/s are those of an analytic count of matrix products, the"
         " text's included, over the median. Memory of a call is what the process (on a GPU, the"
         " allocator) held at most in its first call, compilation included, beyond weights,"
-        " inputs and libraries; each side is weighed in a process of its own.", "",
+        " inputs and libraries; each side is weighed in processes of its own, which have not loaded"
+        f" the other: the one in the middle of {PROCESSES}.", "",
     ])  # fmt: skip
 
 
@@ -365,4 +322,7 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    # By a name that other processes can import.
+    from experiments.bench import dit
+
+    dit.main(tyro.cli(dit.Arguments))

@@ -21,7 +21,7 @@ import tyro
 
 from experiments.bench.side_by_side import in_turns, machine, publish
 from experiments.overhead import random_like
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax import cost, pipeline
 from ic_jax.course import Part
 from ic_jax.latent_mask import LatentMask, Measurement

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from experiments.bench.side_by_side import machine, publish
 from experiments.laboratory import Laboratory
 from experiments.metrics import Regions, psnr_by_region, regions
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax import pipeline
 from ic_jax.expert import expert, halves_of
 from ic_jax.report import psnr_db

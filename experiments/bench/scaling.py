@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tyro
 
 from experiments.bench.side_by_side import publish
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax import cost
 from ic_jax.budget import need
 from ic_jax.errors import InputError

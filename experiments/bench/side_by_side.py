@@ -1,22 +1,17 @@
-"""Two or more programs on the same machine at the same time: seconds in turns, memory apart.
+"""Two or more programs on the same machine at the same time: seconds in turns.
 
 Other work on a machine slows whatever runs beside it. Calls are therefore taken in turns, every
-other round backwards, and compared round by round. Memory is that of a process of its own.
+other round backwards, and compared round by round.
 """
 
-import gc
 import json
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
@@ -48,59 +43,6 @@ def ratio(times: Times, name: str, reference: str) -> float:
 def spread(seconds: Sequence[float]) -> str:
     """The median, and the least and the most."""
     return f"{statistics.median(seconds):.3g} s ({min(seconds):.3g} to {max(seconds):.3g})"
-
-
-class Peak(NamedTuple):
-    """Bytes of a process: with all loaded and nothing run yet, and at most from there on.
-
-    On an accelerator they are those that its allocator has handed out.
-    """
-
-    rest: int
-    most: int
-
-    @property
-    def rise(self) -> int:
-        """What the call needed, compilation included, beside libraries, weights and inputs."""
-        return self.most - self.rest
-
-
-def peak_of(prepare: Callable[..., Call], *arguments) -> Peak:
-    """Memory of the call that `prepare(*arguments)` makes, alone in a new process.
-
-    `prepare` is a function of a module; what that module imports at its top is loaded by all.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_peak_of, prepare, *arguments).result()
-
-
-def _peak_of(prepare: Callable[..., Call], *arguments) -> Peak:
-    call = prepare(*arguments)
-    gc.collect()
-    if jax.default_backend() == "cpu":
-        # ru_maxrss would keep the peak of the parent from before the child was its own program.
-        Path("/proc/self/clear_refs").write_text("5")
-        rest = _status("VmRSS")
-        jax.block_until_ready(call())
-        return Peak(rest, _status("VmHWM"))
-    rest = _on_device("bytes_in_use", "memory_allocated")
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
-        # Weights may have been made in more bytes than they have now.
-        torch.cuda.reset_peak_memory_stats()
-    jax.block_until_ready(call())
-    return Peak(rest, _on_device("peak_bytes_in_use", "max_memory_allocated"))
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def _on_device(of_jax: str, of_torch: str) -> int:
-    """A process runs one of the two libraries; the other has allocated nothing."""
-    torch = sys.modules.get("torch")
-    ours = (jax.local_devices()[0].memory_stats() or {}).get(of_jax, 0)
-    return ours + (getattr(torch.cuda, of_torch)() if torch and torch.cuda.is_available() else 0)
 
 
 def machine(*packages: str) -> str:

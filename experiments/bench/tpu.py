@@ -30,7 +30,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from experiments.bench.side_by_side import publish
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax import programs
 from ic_jax.budget import need
 from ic_jax.choices import resolve

@@ -3,8 +3,7 @@
     python -m experiments.bench.vae
 
 writes experiments/results/bench_vae.md and .json. Where JAX has a GPU, both sides run on it:
-give --frames 81 --height 480 --width 832. torch is imported only where it is used: memory is
-weighed in processes of one side each.
+give --frames 81 --height 480 --width 832.
 """
 
 import os
@@ -25,15 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.bench import side_by_side
-from experiments.bench.side_by_side import Call, Peak, mebibytes
+from experiments.bench import memory, side_by_side
+from experiments.bench.memory import Peak, middle
+from experiments.bench.side_by_side import Call, mebibytes
 from experiments.overhead import random_like
-from experiments.studies_report import table
+from experiments.tables import table
 from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode, encode
 
 TARGET = 1.2
 CHUNK = 4  # frames at a time, as the reference takes them
-PROCESSES = 3  # in which each peak is weighed
+PROCESSES = 5  # in which each peak is weighed
+
+OURS, COMPILED, THEIRS = "ic_jax", "ic_jax, compiled before", "diffusers"
+HALVES = "encode", "decode"
 
 Size = tuple[int, int, int]
 
@@ -75,53 +78,14 @@ def ours_alone(half: str, base: int, size: Size) -> Call:
     return ours(base, size, random_like(shapes, 0))[half]
 
 
-# Theirs ---------------------------------------------------------------------------
-
-
-def reference(base: int) -> Any:
-    """diffusers' network, with random weights."""
-    import torch
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    return AutoencoderKLWan(base_dim=base).eval().requires_grad_(False)
-
-
-def theirs(base: int, size: Size, module: Any) -> dict[str, Call]:
-    """Encode and decode by diffusers, in float32 and in its own chunks."""
-    import torch
-
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    module = module.to(device)
-    sizes = config(base)
-    given = inputs(base, size)
-    given["decode"] = given["decode"] * np.float32(sizes.latent_std) + np.float32(sizes.latent_mean)
-    given = {half: torch.tensor(x).movedim(-1, 1).contiguous().to(device)
-             for half, x in given.items()}  # fmt: skip
-    run = {
-        "encode": lambda: module.encode(given["encode"]).latent_dist.mode(),
-        "decode": lambda: module.decode(given["decode"]).sample,
-    }
-
-    def call(half: str) -> Call:
-        def waited() -> torch.Tensor:
-            with torch.inference_mode():
-                result = run[half]()
-            if result.is_cuda:
-                torch.cuda.synchronize()
-            return result
-
-        return waited
-
-    return {half: call(half) for half in run}
-
-
-def theirs_alone(half: str, base: int, size: Size) -> Call:
-    """One half, in a process of its own."""
-    return theirs(base, size, reference(base))[half]
-
-
 # Both -----------------------------------------------------------------------------
+
+
+def in_their_units(base: int, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same clip and latent; diffusers' autoencoder takes latents as they are before scaling."""
+    sizes = config(base)
+    latent = given["decode"] * np.float32(sizes.latent_std) + np.float32(sizes.latent_mean)
+    return given | {"decode": latent}
 
 
 def converted(module: Any, base: int) -> Any:
@@ -129,14 +93,13 @@ def converted(module: Any, base: int) -> Any:
     from convert import wan_vae
     from convert.keymap import convert_state
 
-    state = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+    state = {key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}
     tree = convert_state(state, wan_vae.table("diffusers"), wan_vae.target(config(base)))
     return jax.tree.map(jnp.asarray, tree)
 
 
-def difference(half: str, base: int, ours: Any, theirs: Any) -> float:
+def difference(half: str, base: int, ours: Any, theirs: np.ndarray) -> float:
     """Largest difference of the results, in latent units or of [-1, 1]."""
-    theirs = theirs.movedim(1, -1).cpu().numpy()
     if half == "encode":
         sizes = config(base)
         theirs = (theirs - np.float32(sizes.latent_mean)) / np.float32(sizes.latent_std)
@@ -145,49 +108,56 @@ def difference(half: str, base: int, ours: Any, theirs: Any) -> float:
 
 def compare(base: int, size: Size, rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds in turns, memory apart, and how far apart the results are, for either half."""
-    module = reference(base)
-    mine, other = ours(base, size, converted(module, base)), theirs(base, size, module)
+    from experiments.bench import by_diffusers
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    module = by_diffusers.autoencoder(base, device)
+    mine = ours(base, size, converted(module, base))
+    given = in_their_units(base, inputs(base, size))
     found = {}
-    for half in ("encode", "decode"):
-        times = side_by_side.in_turns({"ic_jax": mine[half], "diffusers": other[half]}, rounds)
-        apart = difference(half, base, mine[half](), other[half]())
-        ratio = side_by_side.ratio(times, "ic_jax", "diffusers")
+    for half in HALVES:
+        other = by_diffusers.autoencoder_call(module, half, given[half])
+        times = side_by_side.in_turns({OURS: mine[half], THEIRS: other}, rounds)
+        apart = difference(half, base, mine[half](), by_diffusers.channels_last(other()))
+        ratio = side_by_side.ratio(times, OURS, THEIRS)
         found[half] = {"seconds": times, "ratio": ratio, "difference": apart}
     del module, mine, other
     for half, record in found.items():
-        weighed = {"ic_jax": weigh(ours_alone, half, base, size),
-                   "diffusers": weigh(theirs_alone, half, base, size)}  # fmt: skip
-        for n, key in enumerate(("peak", "again")):
-            record[key] = {name: peaks[n] for name, peaks in weighed.items()}
+        alone = by_diffusers.autoencoder_alone, half, base, device, given[half]
+        first, again = weigh(ours_alone, half, base, size)
+        theirs = [memory.peak_of(*alone) for _ in range(2 * PROCESSES)]
+        record["peaks"] = {OURS: first, COMPILED: again, THEIRS: theirs}
     return found
 
 
-def weigh(prepare: Callable[..., Call], half: str, base: int, size: Size) -> list[Peak]:
-    """Memory of a call in two processes: what the first compiles, the second finds on disk.
-
-    Peaks differ from process to process, torch's by a fifth: each is the median of `PROCESSES`.
-    """
-    peaks = []
+def weigh(prepare: Callable[..., Call], *arguments) -> tuple[list[Peak], list[Peak]]:
+    """Memory of a call in pairs of processes: what the first compiles, the second finds on disk."""
+    pairs = []
     for _ in range(PROCESSES):
         with TemporaryDirectory() as programs:
             with patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=programs):
-                pair = [side_by_side.peak_of(prepare, half, base, size) for _ in range(2)]
-        peaks.append(pair)
-    return [sorted(same, key=lambda peak: peak.most)[PROCESSES // 2] for same in zip(*peaks)]
+                pairs.append([memory.peak_of(prepare, *arguments) for _ in range(2)])
+    first, again = zip(*pairs, strict=True)
+    return list(first), list(again)
 
 
 def page(found: dict[str, dict[str, Any]], base: int, size: Size, rounds: int) -> str:
     rows = []
     for half, record in found.items():
-        for name, seconds in record["seconds"].items():
-            peak, again = record["peak"][name], record["again"][name]
+        for name, peaks in record["peaks"].items():
+            seconds = record["seconds"].get(name)
+            ratio = record["ratio"] if name == OURS else 1
+            least, most = (mebibytes(end(peak.most for peak in peaks)) for end in (min, max))
             rows.append([
-                half, name, side_by_side.spread(seconds),
-                f"{record['ratio']:.2f}" if name == "ic_jax" else "1",
-                *(mebibytes(n) for n in (peak.most, peak.rise, again.most, again.rise)),
+                half, name, *(("–", "–") if seconds is None else
+                              (side_by_side.spread(seconds), f"{ratio:.3g}")),
+                f"{mebibytes(middle(peaks).most)} ({least} to {most})",
+                mebibytes(middle(peaks).rise),
             ])  # fmt: skip
     slowest = max(record["ratio"] for record in found.values())
-    lower = all(r["peak"]["ic_jax"].most < r["peak"]["diffusers"].most for r in found.values())
+    peaks = [{name: middle(each).most for name, each in record["peaks"].items()}
+             for record in found.values()]  # fmt: skip
+    lower = all(each[OURS] < each[THEIRS] for each in peaks)
     verdict = "Met" if slowest <= TARGET and lower else "Not met"
     frames, height, width = size
     gpu = [] if jax.default_backend() == "gpu" else ["On a GPU: open, no GPU here.", ""]
@@ -197,17 +167,19 @@ def page(found: dict[str, dict[str, Any]], base: int, size: Size, rounds: int) -
         f"`{' '.join(['python -m experiments.bench.vae', *sys.argv[1:]])}`", "",
         f"**{verdict}**: at most {TARGET} times diffusers' seconds"
         f" (found: {slowest:.2f}), at a lower peak of memory (found: {'yes' if lower else 'no'}).",
-        "", *table(["", "", "seconds", "ratio", "peak of the process", "of which the call",
-                    "peak, once compiled", "of which the call"], rows),
+        "", *table(["", "", "seconds", "ratio", "peak of the process (least to most)",
+                    "of which the call"], rows),
         f"{side_by_side.machine('torch', 'diffusers')}. {frames} frames of {height}×{width},"
         f" base width {base}, float32, the same random weights; ours in chunks of {CHUNK} frames,"
         f" as diffusers does by itself. Median (least to most) of {rounds} rounds in turns; the"
         f" ratio is the median over rounds. Results differ by at most {apart:.1g}.",
-        "", *gpu, f"Memory is of processes of one call each, the median of {PROCESSES}. What the"
-        " call needs counts from when libraries, weights and inputs are loaded, and has compilation"
-        " in it: the C library keeps what that freed. *Once compiled* is of processes that find"
-        " JAX's programs in the persistent cache, as every run but the first does; torch compiles"
-        " nothing. The verdict is on the peak with compilation.", "",
+        "", *gpu, "Memory is that of processes of one call each, which load one of the two"
+        f" libraries and not the other: the process in the middle of {PROCESSES}, and of"
+        f" {2 * PROCESSES} of diffusers', which differ most. What the call needs counts from when"
+        " libraries, weights and inputs are loaded, and has compilation in it: the C library keeps"
+        f" what that freed. *{COMPILED}*: processes that find JAX's programs in the persistent"
+        " cache, as every run but the first does. The verdict is on the peak with compilation.",
+        "",
     ])  # fmt: skip
 
 
@@ -233,4 +205,7 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    # By a name that other processes can import.
+    from experiments.bench import vae
+
+    vae.main(tyro.cli(vae.Arguments))
