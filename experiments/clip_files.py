@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
-from PIL import Image
 
 from ic_jax import framing
-from ic_jax.errors import InputError
 from ic_jax.geometry.camera import scale_intrinsics
 from ic_jax.models.variants import Variant
 from ic_jax.shot import Shot, load_shot
-from ic_jax.video import read_video
+from ic_jax.video import read_image, read_video
 
 
 class ClipFile(NamedTuple):
@@ -43,7 +41,7 @@ def read_frames(file: ClipFile, sizes: Variant) -> UInt8[np.ndarray, "t h w 3"]:
     if file.video is not None:
         frames = read_video(file.video, sizes.frames).frames
     else:
-        frames = np.stack([_image(path, "RGB") for path in file.images[: sizes.frames]])
+        frames = np.stack([read_image(path, "RGB") for path in file.images[: sizes.frames]])
     rows, columns = _crop(frames.shape[1:3], sizes)
     return _in_time(framing.to_working(frames[:, rows, columns], _fit(rows, columns, sizes)), sizes)
 
@@ -58,7 +56,7 @@ def read_regenerate(file: ClipFile, sizes: Variant) -> Bool[np.ndarray, "t h w"]
     """
     if not file.annotations:
         return np.zeros((sizes.frames, sizes.height, sizes.width), bool)
-    labels = np.stack([_image(path, "L") for path in file.annotations[: sizes.frames]])
+    labels = np.stack([read_image(path, "L") for path in file.annotations[: sizes.frames]])
     rows, columns = _crop(labels.shape[1:3], sizes)
     keep = framing.mask_to_working(labels[:, rows, columns] == 0, _fit(rows, columns, sizes))
     return _in_time(~keep, sizes)
@@ -97,11 +95,3 @@ def _fit(rows: slice, columns: slice, sizes: Variant) -> framing.Fit:
 
 def _in_time(frames: Shaped[np.ndarray, "n h w *c"], sizes: Variant):
     return framing.take(frames, range(sizes.frames))
-
-
-def _image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-        raise InputError(f"{path}: not a readable image; remove or replace it") from error

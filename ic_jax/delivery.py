@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,14 +35,13 @@ def read_truth(path: Path, clip: Clip) -> UInt8[np.ndarray, "t h w 3"]:
 def measure(take: Take, truth: UInt8[np.ndarray, "t h w 3"] | None) -> dict[str, Any]:
     """coverage: the mean visible share. visible_psnr_db: the decoded result against what was
     observed, where something was; once more as delivered if that differs. psnr_db: against the
-    truth, by region, where it is known: as delivered, and as decoded."""
+    truth, by region, where it is known: as delivered, and as decoded. What is not a finite
+    number, of an empty region or of equal frames, is left out: JSON has no word for it."""
     seen = take.visible >= VISIBLE
-    facts: dict[str, Any] = {
-        "coverage": round(float(take.visible.mean()), 4),
-        "visible_psnr_db": round(psnr_db(take.generated, take.observed, seen), 2),
-    }
+    kept = {"visible_psnr_db": psnr_db(take.generated, take.observed, seen)}
     if take.result is not take.generated:
-        facts["visible_psnr_db_as_delivered"] = round(psnr_db(take.result, take.observed, seen), 2)
+        kept["visible_psnr_db_as_delivered"] = psnr_db(take.result, take.observed, seen)
+    facts: dict[str, Any] = {"coverage": round(float(take.visible.mean()), 4), **_finite(kept)}
     if truth is not None:
         facts["psnr_db"] = _by_region(take.result, truth, seen)
         facts["psnr_db_as_decoded"] = _by_region(take.generated, truth, seen)
@@ -54,7 +54,16 @@ def _by_region(
     seen: Bool[np.ndarray, "t h w"],
 ) -> dict[str, float]:
     regions = {"visible": seen, "hole": ~seen, "whole": np.ones_like(seen)}
-    return {name: round(psnr_db(frames, truth, region), 2) for name, region in regions.items()}
+    return _finite({name: psnr_db(frames, truth, region) for name, region in regions.items()})
+
+
+def _finite(decibels: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in decibels.items() if isfinite(value)}
+
+
+def in_decibels(value: float | None) -> str:
+    """For a label; None is what `measure` leaves out."""
+    return "–" if value is None else f"{value:.1f} dB"
 
 
 def write_take(

@@ -177,6 +177,17 @@ def test_it_says_which_cards_the_small_model_fits():
     assert fits["24 GB"] == "yes" and fits["16 GB"] != "no"
 
 
+@pytest.mark.parametrize(
+    "edited", [{"parameters": None}, {"parameters": "many"}, {"sources": [3]}, {"sources": None}]
+)
+def test_a_manifest_that_somebody_edited_is_damaged(tmp_path, edited):
+    part = {"layout": "diffusers", "dtype": "float32", "parameters": 32, "sources": []}
+    components = {"dit": part | {"tensors": {}} | edited}
+    write_manifest(tmp_path, {"variant": "Wan2.1-T2V-1.3B", "components": components})
+    with pytest.raises(InputError, match="manifest.json: damaged; convert the model again"):
+        describe(str(tmp_path))
+
+
 def test_a_converted_folder_tells_where_it_came_from(tmp_path):
     weights = {"head/linear/kernel": np.ones((8, 4), np.float32)}
     sources = [{"file": f"shard-{n}.safetensors", "bytes": 9, "sha256": "0" * 64} for n in (1, 2)]

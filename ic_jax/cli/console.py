@@ -35,9 +35,7 @@ def report(out: Path, facts: dict, what: str = "the new view was seen") -> None:
     described = [f"{facts['coverage']:.0%} of {what}"]
     if "visible_psnr_db" in facts:
         described.append(f"kept at {facts['visible_psnr_db']} dB")
-    # An empty region, such as the holes of a view without any, has no PSNR.
-    known = {name: value for name, value in facts.get("psnr_db", {}).items() if value == value}
-    if known:
+    if known := facts.get("psnr_db"):
         by_region = ", ".join(f"{name} {value}" for name, value in known.items())
         described.append(f"against the true view: {by_region} dB")
     print("; ".join(described))

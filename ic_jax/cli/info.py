@@ -17,7 +17,7 @@ from ..budget import Budget, fits, networks, predict
 from ..checkpoint import load
 from ..errors import InputError
 from ..model import BUNDLED
-from ..model_folder import read_manifest
+from ..model_folder import MANIFEST, read_manifest
 from ..models.variants import VARIANTS, Variant, variant
 from ..settings import Settings, most_prompts
 
@@ -99,22 +99,30 @@ def _find(checkpoint: str) -> dict[str, Any]:
 
 def _converted(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
-    components = {
-        name: {
-            "parameters": part["parameters"],
-            "dtype": part["dtype"],
-            "bytes": sum(f.stat().st_size for f in (folder / name).rglob("*") if f.is_file()),
-            "layout": part["layout"],
-            "files": [source["file"] for source in part["sources"]],
+    try:
+        components = {
+            name: _recorded(folder / name, part) for name, part in manifest["components"].items()
         }
-        for name, part in manifest["components"].items()
-    }
+        loras = [str(lora["file"]) for lora in manifest.get("loras", [])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / MANIFEST}: damaged; convert the model again") from error
     return {
         "checkpoint": str(folder),
         "variant": manifest["variant"],
         "components": components,
-        "loras": [lora["file"] for lora in manifest.get("loras", [])],
+        "loras": loras,
         "calibration": manifest.get("calibration", {}),
+    }
+
+
+def _recorded(folder: Path, part: Mapping[str, Any]) -> dict[str, Any]:
+    """A component by its manifest, which somebody may have edited."""
+    return {
+        "parameters": int(part["parameters"]),
+        "dtype": str(part["dtype"]),
+        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        "layout": str(part["layout"]),
+        "files": [str(source["file"]) for source in part["sources"]],
     }
 
 
@@ -230,7 +238,7 @@ def _component_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _files(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} ..."
+    return ", ".join(names) if len(names) < 2 else f"{len(names)} files, {names[0]} ..."
 
 
 def _flops_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:

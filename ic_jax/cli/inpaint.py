@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import tyro
 
+from ..delivery import in_decibels
 from ..edit import load_edit
 from ..errors import InputError
 from ..model import BUNDLED
@@ -56,7 +57,7 @@ class Inpaint:
         return {
             "Model": run.model.name,
             "Kept": f"{facts['coverage']:.0%}",
-            "Kept part": f"{facts['visible_psnr_db']:.1f} dB",
+            "Kept part": in_decibels(facts.get("visible_psnr_db")),
             "Seed": str(self.generator.seed),
         }
 

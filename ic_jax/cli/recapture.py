@@ -51,11 +51,11 @@ class Recapture:
             "Camera": self.source.camera,
             "Model": run.model.name,
             "Coverage": f"{facts['coverage']:.0%}",
-            "Visible part": f"{facts['visible_psnr_db']:.1f} dB",
+            "Visible part": delivery.in_decibels(facts.get("visible_psnr_db")),
             "Seed": str(self.generator.seed),
         }
         if "psnr_db" in facts:
-            shown["Against truth"] = f"{facts['psnr_db']['whole']:.1f} dB"
+            shown["Against truth"] = delivery.in_decibels(facts["psnr_db"].get("whole"))
         return shown
 
     def _of_the_sample(self) -> "Recapture":
