@@ -14,12 +14,19 @@ LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
 TINY = DiTConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=1, text_dim=8, text_len=4)
 
 
-def results(function, platform, *shapes):
-    """Types of what the program's products make."""
-    exported = jax.export.export(jax.jit(function), platforms=[platform])(*shapes)
-    found = re.findall(r"stablehlo\.dot_general .*-> tensor<[\dx]*(\w+)>", exported.mlir_module())
+def made_by(function, *given, platform, operation):
+    """Types of what such operations of the program make."""
+    exported = jax.export.export(jax.jit(function), platforms=[platform])(*given)
+    found = re.findall(rf"stablehlo\.{operation} .*tensor<[\dx]*(\w+)>", exported.mlir_module())
     assert found
     return set(found)
+
+
+def transformer():
+    """One in bfloat16, and what it is applied to."""
+    network = WanDiT(TINY, dtype=jnp.bfloat16)
+    given = matrix(1, 1, 4, 4, 16, dtype="float32"), jnp.zeros(1), matrix(1, 4, 8, dtype="bfloat16")
+    return network.apply, network.init(jax.random.key(0), *given), *given
 
 
 def matrix(*shape, dtype):
@@ -38,8 +45,9 @@ def test_a_sum_is_rounded_once(dtype):
 
 @pytest.mark.parametrize(("platform", "made"), [("cpu", "f32"), ("cuda", "bf16"), ("tpu", "bf16")])
 def test_only_a_cpu_is_asked_for_float32(platform, made):
+    product = lambda a, b: dot_general(a, b, LAST_WITH_FIRST)
     shapes = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in ((4, 8), (8, 2)))
-    assert results(lambda a, b: dot_general(a, b, LAST_WITH_FIRST), platform, *shapes) == {made}
+    assert made_by(product, *shapes, platform=platform, operation="dot_general") == {made}
 
 
 def test_float32_is_multiplied_as_ever():
@@ -50,10 +58,12 @@ def test_float32_is_multiplied_as_ever():
 
 
 def test_no_product_of_the_transformer_makes_16_bits_on_a_cpu():
-    network = WanDiT(TINY, dtype=jnp.bfloat16)
-    given = matrix(1, 1, 4, 4, 16, dtype="float32"), jnp.zeros(1), matrix(1, 4, 8, dtype="bfloat16")
-    variables = network.init(jax.random.key(0), *given)
-    assert results(network.apply, "cpu", variables, *given) == {"f32"}
+    assert made_by(*transformer(), platform="cpu", operation="dot_general") == {"f32"}
+
+
+@pytest.mark.parametrize(("platform", "steps"), [("cpu", "f32"), ("cuda", "bf16"), ("tpu", "bf16")])
+def test_gelu_is_rounded_once_on_a_cpu_and_left_to_the_product_elsewhere(platform, steps):
+    assert made_by(*transformer(), platform=platform, operation="tanh") == {steps}
 
 
 def test_it_can_be_differentiated():
