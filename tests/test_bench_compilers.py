@@ -44,5 +44,27 @@ def test_weights_that_are_cut_are_counted_in_parts():
         assert layout.prompts * layout.sequence == case.devices
 
 
+def test_cases_that_are_not_chosen_stay_as_they_were_found(monkeypatch, tmp_path):
+    made = [compilers.Compiled(name, 2**30, 2**31, 9.0) for name in ("observe", "sample", "finish")]
+    monkeypatch.setattr(compilers, "measure", lambda *given: made)
+    monkeypatch.setattr(compilers.Machine, "devices", lambda self, count: [None] * count)
+
+    def lines(only, version):
+        monkeypatch.setattr(compilers, "version", lambda name: version)
+        compilers.main(compilers.Arguments(only, tmp_path))
+        text = (tmp_path / "bench_compilers.md").read_text()
+        return [line.split("|")[2].strip() for line in text.splitlines() if "| sample |" in line]
+
+    assert lines("1.3B 8 v5e", "1.0") == ["8 v5e"]
+    assert lines("RTX", "1.0") == ["1 RTX 4090", "8 v5e"]
+    assert lines("RTX", "1.1") == ["1 RTX 4090"]
+
+
+def test_a_card_is_described_in_numbers():
+    described = compilers.MACHINES["H100"].described
+    assert described.count("{") == described.count("}") == 3
+    assert "cuda_compute_capability { major: 9 minor: 0 }" in described
+
+
 def _empty(leaf):
     return np.empty(leaf.shape, leaf.dtype)

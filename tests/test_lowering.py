@@ -107,6 +107,13 @@ def test_on_a_tpu_channels_of_tokens_are_neither_split_nor_joined(name):
     assert not {(joined, f"2x32760x{split}"), (split, f"2x32760x{joined}")} & set(reshaped)
 
 
+@pytest.mark.parametrize("name", [SMALL, LARGE])
+def test_for_cuda_heads_are_split_after_the_bias(name):
+    """cuBLAS adds a vector as it writes; a bias of heads it would be given as a whole array."""
+    made = re.findall(r"dot_general .*-> tensor<2x32760x(\w+)xbf16>", program(name, "cuda"))
+    assert made and not any("x" in channels for channels in made)
+
+
 def encoder(platform):
     """StableHLO of the small model's encoder."""
     sizes = VARIANTS["nano"]

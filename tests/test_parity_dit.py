@@ -17,8 +17,9 @@ from ic_jax.models.wan_dit import (
     DiTConfig,
     WanDiT,
     rotary_tables,
-    rotate,
     rotate_by_product,
+    rotate_by_swapping,
+    rotate_pairs,
     time_sinusoid,
 )
 
@@ -172,15 +173,16 @@ def test_time_sinusoid_is_exact_to_a_millionth():
 
 
 @pytest.mark.parametrize("dtype, rtol", [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
-def test_a_product_rotates_as_pairs_do(dtype, rtol):
+@pytest.mark.parametrize("way", [rotate_by_product, rotate_by_swapping])
+def test_platforms_rotate_alike(way, dtype, rtol):
     x, tables = (
         jax.random.normal(jax.random.key(0), (2, 18, 3, 24), dtype),
         rotary_tables((3, 2, 3), 24),
     )
-    by_pairs, by_product = rotate(x, tables), rotate_by_product(x, *tables)
-    assert by_product.dtype == dtype
-    by_pairs, by_product = (np.float32(turned) for turned in (by_pairs, by_product))
-    np.testing.assert_allclose(by_product, by_pairs, rtol=rtol, atol=1e-6)
+    by_pairs, found = rotate_pairs(x, *tables), way(x, *tables)
+    assert found.dtype == dtype
+    by_pairs, found = (np.float32(turned) for turned in (by_pairs, found))
+    np.testing.assert_allclose(found, by_pairs, rtol=rtol, atol=1e-6)
 
 
 def test_untrained_model_predicts_zero():

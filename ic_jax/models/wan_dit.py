@@ -220,16 +220,29 @@ def rotary_tables(grid: tuple[int, ...], head_dim: int) -> RotaryTables:
 
 def rotate(x: Float[Array, "b l h d"], tables: RotaryTables) -> Float[Array, "b l h d"]:
     """Rotary position embedding (arXiv 2104.09864) of adjacent channel pairs, in float32."""
-    return jax.lax.platform_dependent(x, *tables, tpu=rotate_by_product, default=_rotate_pairs)
+    ways = {"cpu": rotate_pairs, "tpu": rotate_by_product}
+    return jax.lax.platform_dependent(x, *tables, **ways, default=rotate_by_swapping)
 
 
-def _rotate_pairs(
+def rotate_pairs(
     x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
 ) -> Float[Array, "b l h d"]:
+    """Each pair (a, b) to (a cos - b sin, a sin + b cos), put together again."""
     cos, sin = cos[:, None, :], sin[:, None, :]
     a, b = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_by_swapping(
+    x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
+) -> Float[Array, "b l h d"]:
+    """The same, (a, b) cos + (b, a) (-sin, sin): a GPU makes it in one pass, and pairs in three."""
+    channels = x.astype(jnp.float32)
+    swapped = jnp.flip(channels.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
+    cos, sin = (jnp.repeat(table, 2, axis=-1)[:, None, :] for table in (cos, sin))
+    sign = np.tile(np.float32([-1, 1]), x.shape[-1] // 2)
+    return (channels * cos + swapped * (sign * sin)).astype(x.dtype)
 
 
 def rotate_by_product(
@@ -389,23 +402,45 @@ class _CrossAttention(nn.Module):
 
 
 class _Projection(nn.Module):
-    """`nn.Dense`, to channels that are split into heads, or from there back.
-
-    The matrix is split, not what it makes: a TPU copies that from one tiling to the other.
-    """
+    """`nn.Dense`, to channels that are split into heads, or from there back."""
 
     outputs: tuple[int, ...]
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l *inputs"]) -> Float[Array, "b l *outputs"]:
-        inputs, features = x.shape[2:], prod(self.outputs)
-        kernel = self.param("kernel", init.xavier_uniform(), (prod(inputs), features))
-        bias = self.param("bias", init.zeros, (features,))
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        kernel, bias = kernel.reshape(*inputs, *self.outputs), bias.reshape(self.outputs)
-        contracted = tuple(range(2, x.ndim)), tuple(range(len(inputs)))
-        return dot_general(x, kernel, (contracted, ((), ())), highest(self.dtype)) + bias
+        features = prod(x.shape[2:]), prod(self.outputs)
+        kernel = self.param("kernel", init.xavier_uniform(), features)
+        bias = self.param("bias", init.zeros, features[1:])
+        given = (array.astype(self.dtype) for array in (x, kernel, bias))
+        ways = {"tpu": _product_split, "default": _product_whole}
+        ways = {platform: partial(way, self.outputs) for platform, way in ways.items()}
+        return jax.lax.platform_dependent(*given, **ways)
+
+
+def _product_whole(
+    outputs: tuple[int, ...],
+    x: Float[Array, "b l *inputs"],
+    kernel: Float[Array, "i o"],
+    bias: Float[Array, " o"],
+) -> Float[Array, "b l *outputs"]:
+    """The bias is one vector: cuBLAS adds that, where one of heads would be written out for it."""
+    x = x.reshape(*x.shape[:2], -1)
+    made = dot_general(x, kernel, (((2,), (0,)), ((), ())), highest(x.dtype)) + bias
+    return made.reshape(*x.shape[:2], *outputs)
+
+
+def _product_split(
+    outputs: tuple[int, ...],
+    x: Float[Array, "b l *inputs"],
+    kernel: Float[Array, "i o"],
+    bias: Float[Array, " o"],
+) -> Float[Array, "b l *outputs"]:
+    """The matrix is split, not what it makes: a TPU copies that from one tiling to the other."""
+    inputs = x.shape[2:]
+    contracted = tuple(range(2, x.ndim)), tuple(range(len(inputs)))
+    kernel, bias = kernel.reshape(*inputs, *outputs), bias.reshape(outputs)
+    return dot_general(x, kernel, (contracted, ((), ())), highest(x.dtype)) + bias
 
 
 class _HeadsNorm(nn.Module):
