@@ -121,6 +121,7 @@ CASES = [
     Case("Wan2.1-T2V-1.3B", "RTX 4090", 1),
     Case("Wan2.1-T2V-14B", "H100", 1),
     Case("Wan2.2-T2V-A14B", "H100", 1),
+    Case("Wan2.1-T2V-1.3B", "H100", 8),
     Case("Wan2.1-T2V-14B", "H100", 8),
     Case("Wan2.1-T2V-1.3B", "v5e", 1),
     Case("Wan2.1-T2V-1.3B", "v5e", 8),
