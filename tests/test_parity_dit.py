@@ -13,13 +13,10 @@ from convert import wan_dit
 from convert.keymap import convert_state
 from ic_jax.models.attention import attention
 from ic_jax.models.layout import Layout
+from ic_jax.models.rotary import rotary_tables, rotate_by_product, rotate_by_swapping, rotate_pairs
 from ic_jax.models.wan_dit import (
     DiTConfig,
     WanDiT,
-    rotary_tables,
-    rotate_by_product,
-    rotate_by_swapping,
-    rotate_pairs,
     time_sinusoid,
 )
 

@@ -15,12 +15,10 @@ from jaxtyping import Array, DTypeLike, Float
 
 from .layout import Layout
 from .precision import dot_general, highest
+from .rotary import RotaryTables, rotary_tables, rotate
 
 IMAGE_TOKENS = 257
-_ROPE_THETA = 10_000.0
 _EPS = 1e-6
-
-RotaryTables = tuple[Float[Array, "l half"], Float[Array, "l half"]]
 
 
 @dataclass(frozen=True)
@@ -196,72 +194,6 @@ def time_sinusoid(timestep: Float[Array, " b"], features: int) -> Float[Array, "
     angle = wrapped.astype(jnp.float32) * np.float32(2 * np.pi * 2.0**-32)
     angle = angle + (timestep - whole)[:, None] * frequency.astype(np.float32)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def rotary_tables(grid: tuple[int, ...], head_dim: int) -> RotaryTables:
-    """Cosines and sines for tokens at (frame, row, column) of `grid`, one per channel pair.
-
-    Rows and columns get 2 (head_dim // 6) channels each, frames the rest, and each axis has its
-    own ladder of frequencies. Angles are made in float64 on the host.
-    """
-    spatial = 2 * (head_dim // 6)
-    cosines, sines = [], []
-    for axis, (size, width) in enumerate(zip(grid, (head_dim - 2 * spatial, spatial, spatial))):
-        frequency = _ROPE_THETA ** (-np.arange(0, width, 2) / width)
-        shape = [1, 1, 1, width // 2]
-        shape[axis] = size
-        angle = np.outer(np.arange(size), frequency).reshape(shape)
-        for parts, function in ((cosines, np.cos), (sines, np.sin)):
-            table = function(angle).astype(np.float32)
-            parts.append(jnp.broadcast_to(table, (*grid, width // 2)))
-    cos, sin = (jnp.concatenate(parts, -1).reshape(-1, head_dim // 2) for parts in (cosines, sines))
-    return cos, sin
-
-
-def rotate(x: Float[Array, "b l h d"], tables: RotaryTables) -> Float[Array, "b l h d"]:
-    """Rotary position embedding (arXiv 2104.09864) of adjacent channel pairs, in float32."""
-    ways = {"cpu": rotate_pairs, "tpu": rotate_by_product}
-    return jax.lax.platform_dependent(x, *tables, **ways, default=rotate_by_swapping)
-
-
-def rotate_pairs(
-    x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
-) -> Float[Array, "b l h d"]:
-    """Each pair (a, b) to (a cos - b sin, a sin + b cos), put together again."""
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    a, b = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
-
-
-def rotate_by_swapping(
-    x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
-) -> Float[Array, "b l h d"]:
-    """The same, (a, b) cos + (b, a) (-sin, sin): a GPU makes it in one pass, and pairs in three."""
-    channels = x.astype(jnp.float32)
-    swapped = jnp.flip(channels.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
-    cos, sin = (jnp.repeat(table, 2, axis=-1)[:, None, :] for table in (cos, sin))
-    sign = np.tile(np.float32([-1, 1]), x.shape[-1] // 2)
-    return (channels * cos + swapped * (sign * sin)).astype(x.dtype)
-
-
-def rotate_by_product(
-    x: Float[Array, "b l h d"], cos: Float[Array, "l half"], sin: Float[Array, "l half"]
-) -> Float[Array, "b l h d"]:
-    """The same, but a matrix of ±1 makes (-b, a) of each pair (a, b), which is exact.
-
-    Channels lie in a TPU's lanes. Pairs in an axis of two come apart in six copies of all tokens.
-    """
-    quarter_turn = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])
-    turned = jnp.einsum(
-        "blhd,de->blhe",
-        x,
-        quarter_turn.astype(x.dtype),
-        precision=highest(x.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    cos, sin = (jnp.repeat(table, 2, axis=-1)[:, None, :] for table in (cos, sin))
-    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
 class _TimeEmbedding(nn.Module):
