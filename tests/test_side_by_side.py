@@ -1,5 +1,6 @@
 """What benchmarks are made of: turns, ratios by round, memory of another process, and paper."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -35,6 +36,15 @@ def test_memory_is_what_the_call_adds():
 def test_a_process_loads_neither_library_unless_the_call_does():
     rises = [peak_of(loaded, *names).rise >> 20 for names in (("jax", "torch"), ("numpy",))]
     assert rises[0] < 8 and rises[1] >= 60
+
+
+@pytest.mark.parametrize(
+    ("modules", "other"),
+    [("by_diffusers", "jax"), ("dit, experiments.bench.vae", "torch")],
+)
+def test_neither_side_of_a_benchmark_loads_the_others_library(modules, other):
+    code = f"import sys, experiments.bench.{modules}; sys.exit({other!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_process_in_the_middle_is_that_of_the_peak():
