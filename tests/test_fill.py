@@ -128,3 +128,11 @@ def test_where_no_frame_looks_the_fill_goes_on_smoothly(slide):
     filled = np.asarray(fill(operator, clip, warped, operator.visible))
     assert np.abs(filled).max() <= 0.8 + 1e-5
     assert filled[-1][unseen[-1]].std() > 0.05
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 7)])
+def test_a_level_is_read_back_by_linear_interpolation(size):
+    coarse = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    expected = jax.image.resize(coarse, (2, 2 * size[0], 2 * size[1], 3), "linear")
+    found = module._doubled(module._doubled(coarse, axis=1), axis=2)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
