@@ -43,9 +43,11 @@ def test_both_sides_compute_the_same_and_rows_for_a_gpu_stay_open(toy_page):
 def test_targets_are_held_to_medians_of_ratios_on_either_platform():
     times = {dit.OURS: [1.0, 1.0, 9.0], dit.EAGER: [1.2] * 3, dit.COMPILED: [1.05] * 3}
     work = TOY.batch * dit_flops(TOY.config, TOY.grid)
-    result = dit.Result(times, {}, {}, 0.0, matmul=1.5 * work)
-    (on_cpu,) = dit.verdicts("toy", TOY, result, "cpu")
-    assert on_cpu.startswith("* **Met**") and "0.83" in on_cpu
+    peaks = {dit.OURS: Peak(0, 3 << 20), dit.EAGER: Peak(0, 2 << 20)}
+    result = dit.Result(times, peaks, {}, 0.0, matmul=1.5 * work)
+    seconds, memory = dit.verdicts("toy", TOY, result, "cpu")
+    assert seconds.startswith("* **Met**") and "0.83" in seconds
+    assert memory.startswith("* **Not met**") and "3 MiB to 2 MiB" in memory
     words = [line.split("**")[1] for line in dit.verdicts("toy", TOY, result, "gpu")]
     assert words == ["Not met", "Not met", "Met"]
 

@@ -254,7 +254,7 @@ def page(results: dict[Case, list[Compiled]], compiler: str) -> str:
         *table(HEADER, lines), "",
         "*Works in* are a program's temporaries. *Peak* has with them what it takes and makes, and"
         " all weights. The *budget* is what `ic-jax info` counts on paper and `--devices` chooses"
-        " a layout by.",
+        " a layout by. A case that `--only` left out stays as an earlier run has found it.",
         "", "What it cannot say of a GPU: which of cuDNN's convolutions and cuBLAS's products win"
         " there, and how much memory those work in. And attention is the one in plain XLA, for JAX"
         " writes cuDNN's down only where there is a GPU; that one works in less.", "",

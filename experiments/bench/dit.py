@@ -248,6 +248,11 @@ def verdicts(name: str, case: Case, result: Result, platform: str) -> list[str]:
                  f"{found[other]:.2f}")
         for other, most in TARGETS[platform].items()
     ]
+    if platform == "cpu":
+        mine, other = (result.peaks[program].most for program in (OURS, EAGER))
+        lines.append(_verdict(
+            mine < other, f"{name}: a lower peak of the process than {EAGER}",
+            f"{mebibytes(mine)} to {mebibytes(other)}"))
     if platform == "gpu":
         seconds = statistics.median(result.times[OURS])
         share = case.batch * dit_flops(case.config, case.grid) / seconds / result.matmul
