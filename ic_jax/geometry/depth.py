@@ -123,7 +123,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"{path}: cannot read the depth ({error.strerror or error})") from None
     except _NUMPY_ERRORS as error:
-        raise InputError(f"{path}: not a readable {path.suffix} file ({error})") from None
+        # NumPy's own words would have the user unpickle whatever it is.
+        writer = "numpy.savez" if path.suffix == ".npz" else "numpy.save"
+        message = f"{path}: not a readable {path.suffix} file of numbers; write it with {writer}"
+        raise InputError(message) from error
 
 
 def _depth_clip(fields: dict[str, np.ndarray], kind: str | None, fov: float | None) -> DepthClip:
