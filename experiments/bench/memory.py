@@ -6,6 +6,7 @@ reads a pickled function and its arguments, calls what the function makes of the
 it held. This module loads neither JAX nor torch, so that a process of one has not the other.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -68,6 +69,8 @@ def measured(call: Callable[[], object]) -> Peak:
         rest = torch.cuda.memory_allocated()
         call()
         return Peak(rest, torch.cuda.max_memory_allocated())
+    # Neither side is charged for what loading has freed.
+    ctypes.CDLL(None).malloc_trim(0)
     # ru_maxrss would keep the peak of the parent from before the child was its own program.
     Path("/proc/self/clear_refs").write_text("5")
     rest = _status("VmRSS")

@@ -8,6 +8,7 @@ import jax
 import tyro
 
 from ..errors import InputError, file_errors_told
+from ..heap import hand_back_after_compiling
 from .batch import Batch
 from .calibrate import Calibrate
 from .compile_cache import keep_compiled_programs
@@ -42,6 +43,7 @@ def main() -> None:
     try:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
         keep_compiled_programs()
+        hand_back_after_compiling()
         with file_errors_told():
             command.run()
             sys.stdout.flush()
