@@ -103,7 +103,7 @@ def observe(
     mask = latent_mask(sizes, settings, weights, scene.operator, measurement, key, layout)
     conditioning = None
     if sizes.conditioning is not None:
-        conditioning = _conditioning(sizes, weights, measurement, visible > 0.5, encode)
+        conditioning = _conditioning(sizes, weights, measurement, visible > 0.5, encode, layout)
         if not settings.conditioning:
             conditioning = jax.tree.map(jnp.zeros_like, conditioning)
     return Observation(observed, visible, measurement, mask, conditioning)
@@ -134,6 +134,7 @@ def _conditioning(
     measurement: Measurement,
     known: Bool[Array, "t h w"],
     encode: Encode,
+    layout: Layout,
 ) -> Conditioning:
     """What the model was trained to be shown: any known pixels, or those of the first frame."""
     if sizes.conditioning == "first_frame":
@@ -141,7 +142,7 @@ def _conditioning(
     tokens = None
     if sizes.clip is not None:
         frame, dtype = measurement.clip[0], jnp.dtype(sizes.dtype)
-        tokens = encode_image(sizes.clip, weights.clip, frame, dtype)
+        tokens = encode_image(sizes.clip, weights.clip, frame, dtype, layout.attend_context)
     return Conditioning(condition(measurement.clip, known, encode), tokens)
 
 

@@ -23,7 +23,7 @@ def toy_page(monkeypatch, tmp_path, capsys):
     """What the command writes, with a memory that is not measured."""
     monkeypatch.setattr(dit, "CASES", {"toy": TOY})
     monkeypatch.setattr(dit, "peak_of", lambda prepare, *given: Peak(0, 3 << 20))
-    monkeypatch.setattr(dit, "matmul_rate", lambda dtype: 1e12)
+    monkeypatch.setattr(dit, "matmul_rates", lambda dtype: {"JAX": 1e12, "torch": 9e11})
     dit.main(dit.Arguments(rounds=2, results=tmp_path))
     assert capsys.readouterr().out.strip() == (tmp_path / "bench_dit.md").read_text().strip()
     return tmp_path
@@ -44,7 +44,7 @@ def test_targets_are_held_to_medians_of_ratios_on_either_platform():
     times = {dit.OURS: [1.0, 1.0, 9.0], dit.EAGER: [1.2] * 3, dit.COMPILED: [1.05] * 3}
     work = TOY.batch * dit_flops(TOY.config, TOY.grid)
     peaks = {dit.OURS: Peak(0, 3 << 20), dit.EAGER: Peak(0, 2 << 20)}
-    result = dit.Result(times, peaks, {}, 0.0, matmul=1.5 * work)
+    result = dit.Result(times, peaks, {}, 0.0, matmul={"JAX": work, "torch": 1.5 * work})
     seconds, memory = dit.verdicts("toy", TOY, result, "cpu")
     assert seconds.startswith("* **Met**") and "0.83" in seconds
     assert memory.startswith("* **Not met**") and "3 MiB to 2 MiB" in memory
@@ -60,4 +60,5 @@ def test_either_side_is_made_from_plain_arguments():
 
 
 def test_matrix_products_have_a_rate():
-    assert 1e6 < dit.matmul_rate("float32", size=64, rounds=2) < 1e15
+    rates = dit.matmul_rates("float32", size=64, rounds=2)
+    assert set(rates) == {"JAX", "torch"} and all(1e6 < rate < 1e15 for rate in rates.values())

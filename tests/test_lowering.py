@@ -23,10 +23,11 @@ from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import WanDiT
 from ic_jax.models.wan_vae import encode
 from ic_jax.parallel import MeshShape, device_mesh, sequence_layout, weight_shardings
-from ic_jax.pipeline import Scene, recapture
+from ic_jax.pipeline import Scene, observe, recapture
 from ic_jax.settings import Settings
 
 SMALL, LARGE = "Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B"
+SHOWN = "Wan2.1-Fun-1.3B-InP"  # the clip, through a CLIP tower too
 
 
 def array(*shape, dtype=jnp.float32):
@@ -35,13 +36,14 @@ def array(*shape, dtype=jnp.float32):
 
 @cache
 def weights(sizes):
-    """Shapes as `load_model` has them: the transformer's matrices in 16 bits."""
+    """Shapes as `load_model` has them: matrices in 16 bits, but for the autoencoder's."""
     trees = expected_shapes(sizes)
 
     def half(path, leaf):
         return array(*leaf.shape, dtype=jnp.bfloat16 if path[-1].key == "kernel" else leaf.dtype)
 
-    return Weights(vae=trees["vae"], dit=jax.tree.map_with_path(half, trees["dit"]))
+    halved = {name: jax.tree.map_with_path(half, trees.get(name)) for name in ("dit", "clip")}
+    return Weights(vae=trees["vae"], **halved)
 
 
 @cache
@@ -193,6 +195,19 @@ def test_nothing_large_is_baked_into_the_program():
     assert len(text) < 2**24
 
 
+def lying(tree, shardings):
+    """The same shapes, where they are to lie."""
+    return jax.tree.map(lambda leaf, where: leaf.update(sharding=where), tree, shardings)
+
+
+def everywhere(tree, mesh):
+    return lying(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree))
+
+
+def on_mesh(weights, mesh, parts):
+    return lying(weights, weight_shardings(weights, mesh, parts))
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize(
     "name, shape, collectives",
@@ -207,10 +222,7 @@ def test_the_sampler_lowers_for_many_devices(name, shape, collectives, platform)
     sizes = VARIANTS[name]
     mesh = device_mesh(shape, sizes.dit.num_heads)
     weights, *rest = arguments(sizes)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), rest)
-    shardings = weight_shardings(weights, mesh, shape.weights), *everywhere
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    given = jax.tree.map(place, (weights, *rest), shardings)
+    given = on_mesh(weights, mesh, shape.weights), *everywhere(rest, mesh)
 
     export = jax.export.export(sampler(sizes, layout=sequence_layout(mesh)), platforms=[platform])
     exported = export(*given)
@@ -218,3 +230,16 @@ def test_the_sampler_lowers_for_many_devices(name, shape, collectives, platform)
     names = "all_to_all|all_gather|all_reduce|collective_permute|reduce_scatter"
     found = Counter(re.findall(rf"stablehlo\.({names})\b", exported.mlir_module()))
     assert found == collectives
+
+
+@pytest.mark.parametrize("shape", [MeshShape(), MeshShape(prompts=2, sequence=4)])
+def test_what_a_model_is_shown_is_encoded_on_any_number_of_tpus(shape):
+    """XLA cannot cut up a fused kernel by itself, and CLIP's attention is one there too."""
+    sizes, settings = VARIANTS[SHOWN], Settings()
+    mesh = device_mesh(shape, sizes.dit.num_heads)
+    weights, scene, _, key = arguments(sizes)
+    see = jax.jit(lambda *given: observe(sizes, settings, *given, layout=sequence_layout(mesh)))
+    given = on_mesh(weights, mesh, 1), *everywhere((scene, scene, key), mesh)
+    exported = jax.export.export(see, platforms=["tpu"])(*given)
+    assert exported.nr_devices == shape.devices
+    assert "tpu_custom_call" in exported.mlir_module()

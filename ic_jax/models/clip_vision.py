@@ -9,7 +9,7 @@ from einops import rearrange
 from flax.linen import initializers as init
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
-from .attention import attention
+from .attention import Attend, attention
 from .precision import dot_general, highest
 
 _EPS = 1e-5
@@ -47,13 +47,14 @@ def encode_image(
     params: PyTree,
     frame: Float[Array, "h w 3"],
     dtype: DTypeLike = jnp.float32,
+    attend: Attend = attention,
 ) -> Float[Array, "m d"]:
     """Float32 tokens of a frame in [-1, 1] of any size: `image_context` of the transformer.
 
     `dtype` is that of the matrix products. Where there is no image, Wan puts zeros in their place.
     """
     pixels = preprocess(frame, config.image)
-    return CLIPVision(config, dtype).apply({"params": params}, pixels[None])[0]
+    return CLIPVision(config, dtype, attend).apply({"params": params}, pixels[None])[0]
 
 
 def preprocess(frame: Float[Array, "h w 3"], size: int = 224) -> Float[Array, "s s 3"]:
@@ -92,11 +93,12 @@ class CLIPVision(nn.Module):
     """Preprocessed images to the tokens that leave the last block in use.
 
     Weights and matrix products may be bfloat16 (`dtype`); the residual stream, the norms and the
-    softmax are float32.
+    softmax are float32. `attend` is for whoever spreads the work over devices.
     """
 
     config: CLIPVisionConfig
     dtype: DTypeLike = jnp.float32
+    attend: Attend = attention
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b s s 3"]) -> Float[Array, "b m d"]:
@@ -116,18 +118,19 @@ class CLIPVision(nn.Module):
             split_rngs={"params": True},
             length=cfg.layers,
         )
-        x, _ = blocks(cfg, self.dtype, name="blocks")(x)
+        x, _ = blocks(cfg, self.dtype, self.attend, name="blocks")(x)
         return x
 
 
 class _Block(nn.Module):
     config: CLIPVisionConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> tuple[Float[Array, "b m d"], None]:
         y = _layer_norm("norm1")(x)
-        x = x + _Attention(self.config, self.dtype, name="attn")(y)
+        x = x + _Attention(self.config, self.dtype, self.attend, name="attn")(y)
         y = _layer_norm("norm2")(x)
         return x + _FeedForward(self.config, self.dtype, name="ffn")(y), None
 
@@ -135,6 +138,7 @@ class _Block(nn.Module):
 class _Attention(nn.Module):
     config: CLIPVisionConfig
     dtype: DTypeLike
+    attend: Attend
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
@@ -143,7 +147,7 @@ class _Attention(nn.Module):
             rearrange(_dense(cfg.dim, self.dtype, name)(x), "b m (h d) -> b m h d", h=cfg.heads)
             for name in "qkv"
         )
-        heads = rearrange(attention(q, k, v), "b m h d -> b m (h d)")
+        heads = rearrange(self.attend(q, k, v), "b m h d -> b m (h d)")
         return _dense(cfg.dim, self.dtype, "o")(heads)
 
 

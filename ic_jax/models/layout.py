@@ -36,7 +36,7 @@ class Layout:
     attend: Attend = attention
     """Tokens to each other, after the rotation of queries and keys."""
     attend_context: Attend = attention
-    """Tokens to text, and to an image."""
+    """Tokens to text and to an image, and those of an image to each other."""
     place: Place = anywhere
     """The residual stream of the transformer before every block."""
     keep: Place = anywhere

@@ -75,7 +75,7 @@ def _attend_context(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
 ) -> Float[Array, "b l h d"]:
-    """Every device has all of the text, and asks nobody."""
+    """Every device has all of the text, or of the image, and asks nobody."""
     spec = _spec(mesh, len(q))
     whole = PartitionSpec(spec[0])
     spread = jax.shard_map(
