@@ -121,15 +121,14 @@ def direct(
 
     finished = [] if midway is None else midway.finished
     if midway is not None:
+        midway = Midway(finished, *beside(weights, (midway.seen, midway.state)), midway.step)
         progress("sample", len(finished) * settings.steps + midway.step)
     for index, window in list(enumerate(plan(model, footage)))[len(finished) :]:
-        key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
         if midway is None:
             progress("encode", 0)
             with timed(seconds, "encode"):
-                seen = _seen(model, settings, small.take(window), finished, key, layout)
-            state, _ = pipeline.begin(sizes, settings, noise_key)
-            midway = Midway(finished, seen, state, 0)
+                key = jax.random.fold_in(jax.random.key(seed), index)
+                midway = _begun(model, settings, small.take(window), finished, key, layout)
         with timed(seconds, "sample"):
             for midway in _steps(model, settings, context, midway, layout):
                 progress("sample", 1)
@@ -139,8 +138,8 @@ def direct(
             raise overflowed()
         progress("decode", 0)
         with timed(seconds, "decode"):
-            decoded = programs.finish(sizes, weights, midway.state, layout)
-            finished = [*finished, np.asarray(decoded)]
+            made = np.asarray(programs.finish(sizes, weights, midway.state, layout))
+            finished = [*finished, made]
         midway = None
 
     return joined(settings, fit, finished, observed, visible, seconds)
@@ -171,17 +170,20 @@ def joined(
     return Take(result, generated, observed, visible, seconds)
 
 
-def _seen(
+def _begun(
     model: Model,
     settings: Settings,
     window: Footage,
     finished: list[UInt8[np.ndarray, "t h w 3"]],
     key: PRNGKeyArray,
     layout: Layout,
-) -> Observation:
-    """What is known of a window: the source, and the end of the window before it."""
-    known = model.variant, settings, model.weights
-    return jax.block_until_ready(programs.observe(*known, *scenes(window, finished), key, layout))
+) -> Midway:
+    """A window before its first step: what the source and the window before it show, and noise."""
+    sizes, weights = model.variant, model.weights
+    key, noise_key = jax.random.split(key)
+    seen = programs.observe(sizes, settings, weights, *scenes(window, finished), key, layout)
+    state, _ = pipeline.begin(sizes, settings, noise_key)
+    return Midway(finished, *beside(weights, jax.block_until_ready((seen, state))), 0)
 
 
 def scenes(window: Footage, finished: list[UInt8[np.ndarray, "t h w 3"]]) -> tuple[Scene, Scene]:
@@ -200,7 +202,8 @@ def _steps(
     """The steps of a window that are left, one by one."""
     sizes, weights = model.variant, model.weights
     finished, seen, state, done = midway
-    seen, state = beside(weights, (seen, state))
+    # Held here, the first step's arrays would outlive the step.
+    del midway
     told = expert = None
     for part, level in programs.steps(sizes, settings)[done:]:
         if part.expert != expert:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
@@ -60,7 +59,7 @@ def save(path: Path, midway: Midway, run: Mapping[str, Any]) -> None:
 def load(
     path: Path, run: Mapping[str, Any], model: Model, settings: Settings, footage: Footage
 ) -> Midway:
-    """What `save` has kept, for `director.direct` with the same arguments.
+    """What `save` has kept, on the host, for `director.direct` with the same arguments.
 
     Raises:
         InputError: a file that is damaged, or is of another run.
@@ -75,7 +74,7 @@ def load(
     leaves, structure = jax.tree.flatten(expected)
     if checkpoint.shapes(tree["window"]) != checkpoint.shapes(_numbered(leaves)):
         raise _unfit(path)
-    stored = [jnp.asarray(tree["window"][str(n)]) for n in range(len(leaves))]
+    stored = [tree["window"][str(n)] for n in range(len(leaves))]
     seen, state = jax.tree.unflatten(structure, stored)
     state = state._replace(key=jax.random.wrap_key_data(state.key))
     finished = [tree["finished"][str(n)] for n in range(record["windows"])]

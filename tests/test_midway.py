@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from tiny_model import TINY, tiny_context, tiny_weights
@@ -78,6 +79,29 @@ def test_a_run_taken_up_again_ends_in_the_same_frames(source, tmp_path):
         take = direct(MODEL, SETTINGS, footage, CONTEXT, progress=progress, midway=begun)
         np.testing.assert_array_equal(take.generated, whole.generated)
         assert sum(told) == 6
+
+
+def clips_on_the_device():
+    """How many arrays as large as a window's frames are held there."""
+    window = MODEL.variant.frames, *SHAPE[1:], 3
+    return sum(array.shape == window and array.dtype == "float32" for array in jax.live_arrays())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_window_is_gone_from_the_device_when_the_next_begins(resumed, tmp_path):
+    """Even if the run was taken up again, and what it was taken up from is still at hand."""
+    footage, file, begun, held = edit(), tmp_path / "out.resume", None, []
+    before = clips_on_the_device()
+    if resumed:
+        stop_after(1, footage, file)
+        begun = taken_up(footage, file)
+
+    def progress(stage, done):
+        held.append((stage, clips_on_the_device() - before))
+
+    direct(MODEL, SETTINGS, footage, CONTEXT, progress=progress, midway=begun)
+    assert all(clips for stage, clips in held if stage == "decode")
+    assert {clips for stage, clips in held if stage == "encode"} == {0}
 
 
 @pytest.fixture(scope="module")

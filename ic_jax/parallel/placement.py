@@ -62,24 +62,23 @@ def place(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
 
 
 def beside(weights: Weights, tree: PyTree) -> PyTree:
-    """`tree`, of arrays or of shapes, on all devices of the weights' mesh, if they are on one.
+    """`tree`, of arrays or of shapes, on the device of the weights or on all of their mesh.
 
     Only answers that steps reuse are cut up. A program leaves its results there. One that is first
     given arrays from elsewhere, and then its own results, would be compiled twice.
     """
     sharding = jax.tree.leaves(weights.dit)[0].sharding
-    if not isinstance(sharding, NamedSharding):
-        return tree
-    mesh = sharding.mesh
 
-    def put(spec: PartitionSpec, leaf: PyTree) -> PyTree:
-        sharding = NamedSharding(mesh, spec)
+    def put(where: NamedSharding | None, leaf: PyTree) -> PyTree:
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf.update(sharding=sharding)
-        return jax.device_put(leaf, sharding)
+            return leaf.update(sharding=where)
+        return jax.device_put(leaf, where)
 
-    cut = lambda leaf: put(kept_spec(mesh.shape, leaf.shape), leaf)
-    return apart(cut, partial(put, PartitionSpec()), tree)
+    if not isinstance(sharding, NamedSharding):
+        return jax.tree.map(partial(put, None), tree)
+    mesh = sharding.mesh
+    cut = lambda leaf: put(NamedSharding(mesh, kept_spec(mesh.shape, leaf.shape)), leaf)
+    return apart(cut, partial(put, NamedSharding(mesh, PartitionSpec())), tree)
 
 
 def _put(leaf: PyTree, sharding: NamedSharding) -> jax.Array:
