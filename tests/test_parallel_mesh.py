@@ -123,9 +123,13 @@ def test_a_state_beside_the_weights_is_compiled_for_once(compilations):
     assert compilations("a_step") == 1
 
 
-def test_beside_weights_on_one_device_nothing_moves():
-    state = jnp.ones(3), jax.random.key(0)
-    assert beside(Weights(vae={}, dit={"kernel": jnp.eye(2)}), state) is state
+def test_beside_weights_on_one_device_only_what_is_on_the_host_moves():
+    there = jnp.ones(3)
+    same, key, moved = beside(
+        Weights(vae={}, dit={"kernel": jnp.eye(2)}), (there, jax.random.key(0), np.ones(2))
+    )
+    assert same.unsafe_buffer_pointer() == there.unsafe_buffer_pointer()
+    assert isinstance(moved, jax.Array) and key == jax.random.key(0)
 
 
 def test_what_is_kept_is_cut_where_its_parts_are_even():
