@@ -4,6 +4,8 @@ Started by `test_parallel_hosts` with the coordinator's address, the number of p
 number, and the folder to write to.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +24,11 @@ SHAPES = MeshShape(prompts=2, sequence=4, weights=8), MeshShape(sequence=8, weig
 
 
 def main(coordinator, processes, process, folder):
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append("to stop"))
     parallel.join(coordinator, int(processes), int(process), timeout=120)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert told == ["to stop"]  # JAX can take it for itself
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
     for name in parallel.mine(CLIPS):
         (Path(folder) / name).write_text(f"{jax.process_index()}: {devices}")

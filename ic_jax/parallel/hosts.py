@@ -64,6 +64,8 @@ def join(
 
 def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> None:
     failures: list[Exception] = []
+    # Its service would take SIGTERM for itself, and go on as if none had come.
+    jax.config.update("jax_enable_preemption_service", False)
 
     def initialize() -> None:
         try:
