@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
     left behind, parents included, and what was at `path` stays as it was.
 
     `path` may be absent, an empty folder, or an earlier result: a folder whose result.json says
-    that we made it and lists every file in it.
+    that we made it and lists every file in it. A folder that is there stays the same folder, for
+    it may be a mount point, or where the user's shell stands.
 
     Raises:
       InputError: `path` holds anything else, is a link or a file, or cannot be written; or the
@@ -35,11 +36,12 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     _check_replaceable(path, path)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    inside = path / beside.name
     made = _make_parents(path)
     try:
         try:
-            staging.mkdir()
+            staging = _make_staging(beside, inside)
         except OSError as error:
             raise _unwritable(path, error) from error
         with _full_disk_told(path):
@@ -48,7 +50,8 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
             raise RuntimeError(f"{RESULT} does not list {foreign}: write_result comes last")
         _put_in_place(staging, path)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        for staging in (beside, inside):
+            shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
         raise
 
@@ -175,19 +178,45 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
+def _make_staging(beside: Path, inside: Path) -> Path:
+    """Makes the one of two folders from which files can be renamed to where `inside` lies.
+
+    Only trying shows which: bind mounts have the device number of what is around them.
+    """
+    if not inside.parent.exists():
+        beside.mkdir()
+        return beside
+    inside.mkdir()
+    with suppress(OSError):
+        return inside.rename(beside)
+    return inside
+
+
 def _put_in_place(staging: Path, path: Path) -> None:
     if not path.exists():
         staging.rename(path)
         return
     aside = staging.with_suffix(".replaced")
-    path.rename(aside)
-    try:
+    with ExitStack() as undo:
+        aside.mkdir()
+        undo.callback(aside.rmdir)
+        # result.json leaves first and arrives last: whoever finds it finds a whole result.
+        for entry in sorted(path.iterdir(), key=lambda entry: entry.name != RESULT):
+            if entry not in (staging, aside):
+                _move(entry, aside, undo)
         _check_replaceable(aside, path)  # again: files may have been added during the run
-        staging.rename(path)
-    except BaseException:
-        aside.rename(path)
-        raise
+        for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == RESULT):
+            _move(entry, path, undo)
+        undo.pop_all()
     shutil.rmtree(aside)
+    staging.rmdir()
+
+
+def _move(entry: Path, folder: Path, undo: ExitStack) -> None:
+    if os.path.lexists(target := folder / entry.name):  # rename would replace a file
+        raise InputError(f"{target}: was written during the run; choose another --out")
+    entry.rename(target)
+    undo.callback(target.rename, entry)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The output folder appears whole or not at all, and nobody's files are touched."""
 
+import errno
 import json
 import os
 import resource
@@ -79,6 +80,79 @@ def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "out").mkdir()
     _save(tmp_path / "out")
     assert (tmp_path / "out" / "clip.mp4").exists()
+
+
+def _with_a_mount_point(patch, path):
+    """From now on, `path` can be neither renamed nor renamed into, as if mounted there."""
+    rename = os.rename
+
+    def refuse(source, target):
+        if Path(source) == path:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        if (path in Path(source).parents) != (path in Path(target).parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    patch.setattr(os, "rename", refuse)
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_folder_that_is_there_stays_the_same_folder(tmp_path, monkeypatch, mounted):
+    out = tmp_path / "out"
+    out.mkdir()
+    number = out.stat().st_ino
+    if mounted:
+        _with_a_mount_point(monkeypatch, out)
+    monkeypatch.chdir(out)
+    for text in ("first", "second"):
+        _save(".", text)
+        assert out.stat().st_ino == number and Path("clip.mp4").read_text() == text
+        assert sorted(_tree(tmp_path)) == [
+            *("out", "out/clip.mp4", "out/frames", "out/frames/0.png", "out/result.json")
+        ]
+    before = _tree(tmp_path)
+    with pytest.raises(InputError, match="letter.txt"), output_folder(".") as folder:
+        write_result(folder, {})
+        Path("letter.txt").write_text("dear")
+    assert _tree(tmp_path) == {**before, "out/letter.txt": "dear"}
+
+
+@pytest.mark.parametrize("failing", range(1, 7))
+def test_a_result_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, failing):
+    out = tmp_path / "out"
+    _save(out, "first")
+    before = _tree(tmp_path)
+    renamed, rename = [], os.rename
+
+    def stop(source, target):
+        renamed.append(source)
+        if len(renamed) == failing:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with pytest.raises(KeyboardInterrupt), output_folder(out) as folder:
+        (folder / "clip.mp4").write_text("second")
+        (folder / "other.mp4").write_text("second")
+        write_result(folder, {})
+        monkeypatch.setattr(os, "rename", stop)
+    assert len(renamed) > failing - 1 and _tree(tmp_path) == before
+
+
+def test_a_file_that_arrives_as_a_result_does_is_not_replaced(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    listed = Path.iterdir
+
+    def arrive(folder):
+        if folder.name.endswith(".partial"):
+            (out / "clip.mp4").write_text("dear")
+        return listed(folder)
+
+    with pytest.raises(InputError, match="clip.mp4: was written"), output_folder(out) as folder:
+        (folder / "clip.mp4").write_text("frames")
+        write_result(folder, {})
+        monkeypatch.setattr(Path, "iterdir", arrive)
+    assert _tree(tmp_path) == {"out": None, "out/clip.mp4": "dear"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
