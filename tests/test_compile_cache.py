@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_window import stand_in
 
 from ic_jax.cli import studio, warmup
-from ic_jax.cli.compile_cache import VARIABLE, keep_compiled_programs
+from ic_jax.cli.compile_cache import LEAST_VARIABLE, VARIABLE, keep_compiled_programs
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.parallel import OverClips
 from ic_jax.video import write_video
@@ -26,7 +26,8 @@ PROGRAMS = "observe", "prepare", "refresh", "proceed", "finish_bytes"
 def user(tmp_path, monkeypatch):
     """A user who has told JAX nothing, and has a folder for caches."""
     before = {name: getattr(jax.config, name) for name in (FOLDER, LEAST)}
-    monkeypatch.delenv(VARIABLE, raising=False)
+    for name in VARIABLE, LEAST_VARIABLE:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     jax.config.update(FOLDER, None)
     jax.config.update(LEAST, 1)
@@ -52,6 +53,19 @@ def test_jaxs_own_variable_moves_it_or_switches_it_off(user, monkeypatch, chosen
     keep_compiled_programs()
     assert getattr(jax.config, FOLDER) is None  # JAX has read the variable for itself
     assert not (user / "cache").exists()
+
+
+@pytest.mark.parametrize("folder", [None, "elsewhere"])
+def test_small_programs_are_kept_wherever_unless_the_user_leaves_them_out(
+    user, monkeypatch, folder
+):
+    jax.config.update(FOLDER, folder)
+    keep_compiled_programs()
+    assert getattr(jax.config, LEAST) == 0
+    jax.config.update(LEAST, 5)  # as JAX has read it from the variable
+    monkeypatch.setenv(LEAST_VARIABLE, "5")
+    keep_compiled_programs()
+    assert getattr(jax.config, LEAST) == 5
 
 
 def test_a_folder_that_cannot_be_written_costs_one_line(user, capsys):

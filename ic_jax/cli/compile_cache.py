@@ -12,16 +12,24 @@ import jax
 from .console import note
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+LEAST_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def keep_compiled_programs() -> None:
     """Have JAX keep what it compiles, unless the user has told it where to, or not to.
 
     JAX's own variables come first: JAX_COMPILATION_CACHE_DIR moves the folder and, where it is
-    empty, switches this off. A folder that cannot be written costs a line and nothing else.
+    empty, switches this off; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS leaves out what compiles
+    faster. A folder that cannot be written costs a line and nothing else.
     """
-    if VARIABLE in os.environ or jax.config.jax_compilation_cache_dir is not None:
-        return
+    if VARIABLE not in os.environ and jax.config.jax_compilation_cache_dir is None:
+        _keep_in_our_own_place()
+    # A run has dozens of small programs, which together take longer than one large one.
+    if LEAST_VARIABLE not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _keep_in_our_own_place() -> None:
     try:
         folder = made(cache_folder())
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
@@ -29,8 +37,6 @@ def keep_compiled_programs() -> None:
         note(f"compiled programs are not kept for the next run ({reason}); set {VARIABLE}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # A run has dozens of small programs, which together take longer than one large one.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def cache_folder() -> Path:
