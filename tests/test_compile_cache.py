@@ -1,6 +1,7 @@
 """Compiled programs are kept for the next run, and warm-up makes all of them beforehand."""
 
 import json
+import os
 import shutil
 from fractions import Fraction
 
@@ -74,6 +75,19 @@ def test_a_folder_that_cannot_be_written_costs_one_line(user, capsys):
     assert getattr(jax.config, FOLDER) is None
     said = capsys.readouterr().err
     assert said.startswith("ic-jax: compiled programs are not kept") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode, uid", [(0o777, 0), (0o770, 0), (0o700, 1)])
+def test_programs_that_others_could_have_written_are_not_run(user, monkeypatch, capsys, mode, uid):
+    folder = user / "cache" / "ic-jax" / "xla"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + uid)
+    keep_compiled_programs()
+    assert getattr(jax.config, FOLDER) is None
+    said = capsys.readouterr().err
+    assert f"(others can write into {folder}); set {VARIABLE}" in said and said.count("\n") == 1
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Only the command line does this: a library leaves such choices to the program it
 
 import os
 import tempfile
+from errno import EPERM
 from pathlib import Path
 
 import jax
@@ -32,6 +33,7 @@ def keep_compiled_programs() -> None:
 def _keep_in_our_own_place() -> None:
     try:
         folder = made(cache_folder())
+        _check_owned(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         reason = getattr(error, "strerror", None) or error
         note(f"compiled programs are not kept for the next run ({reason}); set {VARIABLE}")
@@ -47,7 +49,7 @@ def cache_folder() -> Path:
 
 
 def made(folder: Path) -> Path:
-    """The folder, which only its user can write: what lies in it is run.
+    """The folder, which only its user can write if it was not there before.
 
     Raises:
         OSError: it cannot be made, or not be written.
@@ -55,3 +57,12 @@ def made(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder
+
+
+def _check_owned(folder: Path) -> None:
+    """Raises PermissionError where others can write into it: what lies there is run."""
+    if os.name != "posix":  # elsewhere modes say nothing
+        return
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(EPERM, f"others can write into {folder}")
