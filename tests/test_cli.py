@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -87,6 +88,37 @@ def test_whoever_reads_only_the_first_lines_sees_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+WAITING = """
+import signal, sys, time
+signal.signal(signal.SIGHUP, {inherited})
+from ic_jax import delivery
+from ic_jax.cli import main
+def wait(*arguments):
+    print("writing", flush=True)
+    {wait}
+delivery.write_like = wait
+sys.argv = ["ic-jax", "warp", "--out", {out!r}]
+main()
+"""
+
+
+@pytest.mark.parametrize("inherited", ["signal.SIG_DFL", "signal.SIG_IGN"])
+def test_a_closed_terminal_leaves_nothing_unless_nohup_has_it_ignored(tmp_path, inherited):
+    wait = "time.sleep(60)" if inherited == "signal.SIG_DFL" else "sys.stdin.readline()"
+    code = WAITING.format(inherited=inherited, wait=wait, out=str(tmp_path / "out"))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == b"writing\n"
+        assert [path.name for path in tmp_path.iterdir()] != []
+        process.send_signal(signal.SIGHUP)
+        _, errors = process.communicate(b"go on\ngo on\n", timeout=60)
+    assert errors == b""
+    if inherited == "signal.SIG_IGN":
+        assert process.returncode == 0 and (tmp_path / "out" / "result.json").exists()
+    else:
+        assert process.returncode == 128 + signal.SIGHUP and not list(tmp_path.iterdir())
 
 
 def test_a_result_that_is_read_is_not_replaced(run, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from types import FrameType
 
 import jax
 import tyro
@@ -37,8 +38,7 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
-    # So that a run that is told to stop cleans up as on Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _clean_up_when_told_to_stop()
     told = __doc__.partition(":")[2].strip().capitalize()
     try:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
@@ -66,3 +66,17 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ic-jax: stopped; nothing was written", file=sys.stderr)
         sys.exit(130)
+
+
+def _clean_up_when_told_to_stop() -> None:
+    """As on Ctrl-C; but what our parent has us ignore (nohup) stays ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # A terminal that is closed says so twice, which would end the cleaning up.
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
