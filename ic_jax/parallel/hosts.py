@@ -33,7 +33,8 @@ def join(
     are, and its own number among them. `jax.devices()` are then those of all hosts.
 
     What JAX itself finds wrong when they meet, such as two processes of one number, it ends
-    this process for.
+    this process for. One that is told to stop ends when all are; alone it waits for the others,
+    whom JAX would end with it, for up to 5 minutes.
 
     Raises:
         InputError: no such cluster, an address or number that cannot be, or not all processes
