@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it leaves behind, and what it says of bad input."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,22 @@ def test_a_closed_terminal_leaves_nothing_unless_nohup_has_it_ignored(tmp_path, 
         assert process.returncode == 0 and (tmp_path / "out" / "result.json").exists()
     else:
         assert process.returncode == 128 + signal.SIGHUP and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "foo"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, platforms):
+    here = [sys.executable, "-c", "import jax; jax.devices()"]
+    environment = {**os.environ, "JAX_PLATFORMS": platforms}
+    if subprocess.run(here, env=environment, capture_output=True).returncode == 0:
+        pytest.skip("it is there")
+    command = [sys.executable, "-m", "ic_jax"]
+    told = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
+    made = subprocess.run([*command, "warp"], **told)
+    assert made.returncode == 2 and made.stdout == "" and not list(tmp_path.iterdir())
+    assert made.stderr.startswith(f"ic-jax: JAX_PLATFORMS is {platforms}, and JAX cannot use that")
+    assert made.stderr.endswith("or unset JAX_PLATFORMS\n") and made.stderr.count("\n") == 1
+    needs_none = subprocess.run([*command, "info"], **told)
+    assert needs_none.returncode == 0 and needs_none.stderr == ""
 
 
 def test_a_result_that_is_read_is_not_replaced(run, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import jax
@@ -44,7 +46,7 @@ def main() -> None:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
         keep_compiled_programs()
         hand_back_after_compiling()
-        with file_errors_told():
+        with file_errors_told(), _missing_device_told():
             command.run()
             sys.stdout.flush()
     except InputError as error:
@@ -66,6 +68,30 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ic-jax: stopped; nothing was written", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _missing_device_told() -> Iterator[None]:
+    """Makes what JAX raises where it has no device an InputError, for commands that need one."""
+    try:
+        yield
+    except (AssertionError, RuntimeError) as error:
+        try:
+            jax.devices()  # JAX may have said no more than AssertionError
+        except (AssertionError, RuntimeError) as reason:
+            raise InputError(_without_device(str(reason).partition("\n")[0])) from error
+        raise
+
+
+def _without_device(reason: str) -> str:
+    asked = jax.config.jax_platforms
+    if not asked:
+        return f"JAX has no device to run on: {reason}"
+    reason = reason.partition(" (set JAX_PLATFORMS")[0] or "there is none"
+    return (
+        f"JAX_PLATFORMS is {asked}, and JAX cannot use that here: {reason}; "
+        "install '.[cuda]' or '.[tpu]', or unset JAX_PLATFORMS"
+    )
 
 
 def _clean_up_when_told_to_stop() -> None:
