@@ -66,7 +66,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
-        print("ic-jax: stopped; nothing was written", file=sys.stderr)
+        print("ic-jax: stopped", file=sys.stderr)
         sys.exit(130)
 
 
