@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import warnings
+from errno import ENOSPC
 from fractions import Fraction
 
 import jax
@@ -90,6 +92,69 @@ def test_programs_that_others_could_have_written_are_not_run(user, monkeypatch, 
     assert f"(others can write into {folder}); set {VARIABLE}" in said and said.count("\n") == 1
 
 
+def asked_for(count):
+    """So many programs of one name, by a process that has none of them yet."""
+    jax.clear_caches()
+    for n in range(count):
+        jax.jit(lambda x: x + n)(np.arange(7)).block_until_ready()
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that has room for half of every program."""
+
+    def put(cache, key, value):
+        (cache.path / f"{key}-cache").write_bytes(value[: len(value) // 2])
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    monkeypatch.setattr("jax._src.lru_cache.LRUCache.put", put)
+
+
+def test_what_was_cut_short_is_one_line_and_written_again(user, capsys):
+    keep_compiled_programs()
+    asked_for(3)
+    folder = user / "cache" / "ic-jax" / "xla"
+    *cut, good = folder.glob("jit__lambda*-cache")
+    untouched = good.stat()
+    for entry in cut:
+        os.truncate(entry, 100)
+    asked_for(3)
+    said = capsys.readouterr().err
+    assert said.startswith("ic-jax: a kept program cannot be read (") and said.count("\n") == 1
+    assert all(entry.stat().st_size > 100 for entry in cut)
+    assert good.stat().st_ino == untouched.st_ino
+    keep_compiled_programs()
+    asked_for(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_cut_short(user, capsys, full):
+    keep_compiled_programs()
+    asked_for(3)
+    said = capsys.readouterr().err
+    assert said.startswith("ic-jax: compiled programs are not kept for the next run (No space left")
+    assert f"set {VARIABLE} to another folder than {user}" in said and said.count("\n") == 1
+    assert not list((user / "cache").rglob("*-cache"))
+
+
+def test_a_folder_that_is_none_is_one_line(user, capsys):
+    (user / "file").write_text("a file")
+    jax.config.update(FOLDER, str(user / "file"))
+    keep_compiled_programs()
+    asked_for(2)
+    said = capsys.readouterr().err
+    assert "not kept for the next run (File exists" in said and said.count("\n") == 1
+    assert (user / "file").read_text() == "a file"
+
+
+def test_other_warnings_are_shown_as_ever(user, monkeypatch):
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: shown.append(given))
+    keep_compiled_programs()
+    warnings.showwarning("something else", UserWarning, "module.py", 1)
+    assert shown == [("something else", UserWarning, "module.py", 1)]
+
+
 @pytest.fixture
 def here(user, tiny, monkeypatch):
     """A folder with a clip, a mask, depth, and a model that has no weights of its transformer."""
@@ -168,6 +233,12 @@ def test_a_warm_up_that_would_be_forgotten_is_refused(user, run, monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
     code, _, stderr = run("warmup")
     assert code == 2 and "nothing that is compiled would be kept" in stderr
+
+
+def test_a_warm_up_that_cannot_be_kept_ends_there(here, run, full):
+    code, stdout, stderr = run("warmup", "--command", "inpaint", *OPTIONS)
+    assert code == 2 and "compiled programs in" not in stdout
+    assert stderr.startswith("ic-jax: compiled programs are not kept") and stderr.count("\n") == 1
 
 
 def test_a_warm_up_whose_folder_is_none_is_refused(user, run):

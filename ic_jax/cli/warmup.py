@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..model import Model, Weights, abstract_model, calibrated
 from ..settings import Settings, most_prompts
 from ..shot import Shot
-from .compile_cache import VARIABLE, made
+from .compile_cache import VARIABLE, made, tell_of_trouble
 from .generator import Chosen, Found
 from .source import Flat
 from .spread import places, spread
@@ -45,9 +45,13 @@ class Warmup:
     def run(self) -> None:
         check(self.settings)
         folder = _kept_in()
+        unkept: list[str] = []
+        tell_of_trouble(unkept.append)
         compiled = self._of_one_clip() if self.batch is None else self._of_a_batch()
         began = time.perf_counter()
         for name, program in compiled:
+            if unkept:  # the rest would be compiled in vain
+                raise InputError(unkept[0])
             memory = program.memory_analysis().temp_size_in_bytes
             took = time.perf_counter() - began
             print(f"{name}: {took:.1f} s, works in {memory / 2**30:.2f} GiB")
