@@ -1,6 +1,6 @@
 """`python -m ic_jax` is `ic-jax`."""
 
-from .cli import main
+from ic_jax_start import main
 
 if __name__ == "__main__":
     main()

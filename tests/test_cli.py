@@ -91,6 +91,35 @@ def test_whoever_reads_only_the_first_lines_sees_no_traceback():
     assert process.returncode == 141
 
 
+STARTING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, {root!r})
+sys.path.insert(0, {stub!r})
+from ic_jax_start import main
+main()
+"""
+SWALLOWING = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException as error:
+    raise ImportError("half done") from error
+"""
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path, request):
+    (tmp_path / "ic_jax.py").write_text(SWALLOWING)
+    code = STARTING.format(root=str(request.config.rootpath), stub=str(tmp_path))
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == b"ic-jax: stopped; nothing was written\n"
+    assert process.returncode == 130
+
+
 WAITING = """
 import signal, sys, time
 signal.signal(signal.SIGHUP, {inherited})
