@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -41,17 +42,16 @@ def here(tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Sends this process a signal in the middle of a step."""
+    """Sends this process a signal in the middle of ("sample", n), step n, or ("decode", n)."""
     honest = generator.direct
 
-    def interrupt(step, number):
+    def interrupt(step, number=None):
         def direct(*given, progress, **more):
-            taken = 0
+            taken = Counter()
 
             def told(stage, done):
-                nonlocal taken
-                taken += done
-                if done and taken == step:
+                taken[stage] += max(done, 1)
+                if step == (stage, taken[stage]):
                     os.kill(os.getpid(), number)
                 progress(stage, done)
 
@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_by_the_same_command(run, here, interrupted, comma
     arguments = [command, *COMMANDS[command]]
     assert run(*arguments, "--out", "whole")[0] == 0
     before = {path.name for path in here.iterdir()}
-    interrupted(5, number)
+    interrupted(("sample", 5), number)
     code, stdout, stderr = run(*arguments, "--out", "out")
     assert code == 128 + number and stdout == ""
     last = stderr.replace("\r", "\n").strip().split("\n")[-1]
@@ -77,7 +77,7 @@ def test_a_stopped_run_goes_on_by_the_same_command(run, here, interrupted, comma
     code, _, stderr = run(*arguments, "--out", "out", "--seed", 1)
     assert code == 2 and "out.resume: is of a run with another seed" in stderr
 
-    interrupted(None, number)
+    interrupted(None)
     code, _, stderr = run(*arguments, "--out", "out")
     assert code == 0 and "going on after step 2 of window 2" in stderr
     made, whole = (read_video(here / out / "generated.mp4").frames for out in ("out", "whole"))
@@ -85,6 +85,20 @@ def test_a_stopped_run_goes_on_by_the_same_command(run, here, interrupted, comma
     resumed = json.loads((here / "out" / "result.json").read_text())["resumed"]
     assert resumed == "after step 2 of window 2"
     assert {path.name for path in here.iterdir()} - before == {"out"}
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_no_step_is_lost_when_a_run_is_stopped_while_it_decodes(run, here, interrupted, window):
+    """That takes long, and has no steps to wait for."""
+    arguments = ["inpaint", *COMMANDS["inpaint"], "--out", "out"]
+    interrupted(("decode", window), signal.SIGINT)
+    code, _, stderr = run(*arguments)
+    assert code == 130 and not (here / "out").exists()
+    where = f"after step 3 of window {window}"
+    assert f"the same command goes on {where}, from {here / 'out.resume'}" in stderr
+    interrupted(None)
+    code, _, stderr = run(*arguments)
+    assert code == 0 and f"going on {where}" in stderr
 
 
 def test_a_place_without_a_name_is_refused(run, here):
@@ -102,7 +116,7 @@ def test_without_a_signal_the_state_is_kept_now_and_then(monkeypatch, tmp_path):
     steps = [at(step) for step in (1, 2, 3)]
     for seconds, expected in ((1e9, []), (0.0, steps)):
         monkeypatch.setattr(resumption, "SECONDS", seconds)
-        with resumption.kept(tmp_path / "out.resume", {}) as keep:
+        with resumption.kept(tmp_path / "out.resume", {}, 9) as keep:
             for step in steps:
                 keep(step)
         assert written == expected
@@ -113,7 +127,7 @@ def test_the_second_signal_acts_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(resumption.midway, "save", lambda *given: None)
     before = signal.signal(signal.SIGTERM, lambda *_: came.append("now"))
     try:
-        with resumption.kept(tmp_path / "out.resume", {}) as keep:
+        with resumption.kept(tmp_path / "out.resume", {}, 9) as keep:
             os.kill(os.getpid(), signal.SIGTERM)  # nothing has been done yet
             assert came == ["now"]
             keep(at(1))
@@ -125,6 +139,38 @@ def test_the_second_signal_acts_at_once(tmp_path, monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_who_cannot_wait_hears_where_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(resumption.midway, "save", lambda *given: None)
+    monkeypatch.setattr(resumption, "SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        with resumption.kept(tmp_path / "out.resume", {}, 9) as keep:
+            keep(at(4))
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+    told = f"the same command goes on after step 4 of window 1, from {tmp_path / 'out.resume'}"
+    assert capsys.readouterr().err == f"ic-jax: {told}\n"
+
+
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_closed_terminal_stops_a_run_as_well_unless_nohup_forbids_it(
+    inherited, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(resumption.midway, "save", lambda *given: None)
+    before = signal.signal(signal.SIGHUP, inherited)
+    try:
+        with resumption.kept(tmp_path / "out.resume", {}, 9) as keep:
+            keep(at(1))
+            for _ in range(2):  # as terminals say it
+                os.kill(os.getpid(), signal.SIGHUP)
+            if inherited is signal.SIG_IGN:
+                return keep(at(2))
+            with pytest.raises(SystemExit) as stopped:
+                keep(at(2))
+            assert stopped.value.code == 128 + signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(resumption, "SECONDS", 0.0)
 
@@ -132,6 +178,6 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
         raise resumption.InputError("cannot write out.resume: No space left on device")
 
     monkeypatch.setattr(resumption.midway, "save", full)
-    with resumption.kept(tmp_path / "out.resume", {}) as keep:
+    with resumption.kept(tmp_path / "out.resume", {}, 9) as keep:
         keep(at(1))
     assert "was not kept: cannot write out.resume: No space left" in capsys.readouterr().err

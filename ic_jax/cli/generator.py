@@ -141,7 +141,7 @@ class Generator(Chosen):
             note(f"going on {where(begun)}")
         steps = len(plan(model, footage)) * settings.steps
         # The bar ends first: what is said of the run stands below it.
-        with kept(state, run) as keep, progress_bar(steps) as progress:
+        with kept(state, run, settings.steps) as keep, progress_bar(steps) as progress:
             more = {"progress": progress, "midway": begun, "keep": keep, "layout": layout}
             take = direct(*known, told.context, seed=self.seed, **more)
         return Run(model, settings, take, told, where(begun) if begun else None)

@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .. import midway
@@ -16,6 +17,9 @@ from .console import note
 
 # A state of 480p is about a gigabyte: written this often, it costs a few per cent of the time.
 SECONDS = 60.0
+
+# Windows has no SIGHUP.
+STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, n)]
 
 
 @contextmanager
@@ -31,32 +35,41 @@ def state_file(out: Path, wanted: bool) -> Iterator[Path | None]:
 
 
 @contextmanager
-def kept(file: Path | None, run: Mapping[str, Any] | None) -> Iterator[Keep]:
+def kept(file: Path | None, run: Mapping[str, Any] | None, steps: int) -> Iterator[Keep]:
     """Yields what writes the state of a run after a step: now and then, and when told to stop.
 
-    From the first step on, SIGTERM and Ctrl-C wait for the step at hand; their second time
-    they act at once. Without a file nothing is kept, and they act as ever.
+    From the first step of a window to its last, of `steps`, signals that stop a run wait for the
+    step at hand; their second time they act at once. So they do between windows, where decoding
+    and encoding take long, but after the last step the state is kept whatever the time. Without
+    a file nothing is kept, and they act as ever.
     """
     if file is None:
         yield lambda at: None
         return
-    written, farewell = time.monotonic(), None
+    signals, written = _Signals(), time.monotonic()
+    last = farewell = None
 
     def keep(at: Midway) -> None:
-        nonlocal written, farewell
-        told = signals()
-        if told is not None:
+        nonlocal written, last, farewell
+        if (told := signals.came()) is not None:
             midway.save(file, at, run)
             farewell = f"stopped {where(at)}; the same command goes on from {file}"
             sys.exit(128 + told)
-        if time.monotonic() - written >= SECONDS:
-            _save_or_note(file, at, run)
+        if at.step == steps or time.monotonic() - written >= SECONDS:
+            if _saved_or_noted(file, at, run):
+                last = where(at)
             written = time.monotonic()
+        if at.step == steps:
+            signals.act_at_once()
 
     try:
-        with _deferred() as signals:
-            yield keep
+        yield keep
+    except (KeyboardInterrupt, SystemExit):
+        if farewell is None and last is not None:
+            farewell = f"the same command goes on {last}, from {file}"
+        raise
     finally:
+        signals.act_at_once()
         if farewell is not None:
             note(farewell)
 
@@ -66,35 +79,42 @@ def where(at: Midway) -> str:
     return f"after step {at.step} of window {len(at.finished) + 1}"
 
 
-def _save_or_note(file: Path, at: Midway, run: Mapping[str, Any]) -> None:
+def _saved_or_noted(file: Path, at: Midway, run: Mapping[str, Any]) -> bool:
     """A disk that is full now need not end a run that has hours to go."""
     try:
         midway.save(file, at, run)
     except InputError as error:
         note(f"the state of the run was not kept: {error}")
+        return False
+    return True
 
 
-@contextmanager
-def _deferred() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that says which signal has come; it begins to listen when first asked."""
-    came: list[int] = []
-    handlers: dict[int, Any] = {}
+class _Signals:
+    """Those that stop a run, held back from when they are first asked for until one comes."""
 
-    def act_as_before() -> None:
-        while handlers:
-            signal.signal(*handlers.popitem())
+    def __init__(self) -> None:
+        self._heard: list[int] = []
+        self._handlers: dict[int, Any] = {}
 
-    def hear(number: int, frame: Any) -> None:
-        came.append(number)
-        act_as_before()
+    def came(self) -> int | None:
+        """The signal that has come, if one has."""
+        if not self._handlers and not self._heard:
+            for number in filter(_is_heeded, STOPPING):
+                self._handlers[number] = signal.signal(number, self._hear)
+        return self._heard[0] if self._heard else None
 
-    def told() -> int | None:
-        if not handlers and not came:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                handlers[number] = signal.signal(number, hear)
-        return came[0] if came else None
+    def act_at_once(self) -> None:
+        """As they did before."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
-    try:
-        yield told
-    finally:
-        act_as_before()
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._heard.append(number)
+        self.act_at_once()
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            # A terminal that is closed says so twice, which is nobody's impatience.
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _is_heeded(number: int) -> bool:
+    return signal.getsignal(number) is not signal.SIG_IGN
