@@ -8,6 +8,7 @@ import heapq
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice
@@ -98,7 +99,8 @@ def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
       InputError: nothing there, not an image, or a damaged one.
     """
     try:
-        with Image.open(path) as file:
+        # Pillow warns of what it reads rightly all the same: large images, transparent palettes.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits of grey: Pillow would make 256 and more white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ic_jax.errors import InputError
-from ic_jax.video import read_video, to_float, to_uint8, write_video
+from ic_jax.video import read_image, read_video, to_float, to_uint8, write_video
 
 FILM = Fraction(24000, 1001)
 
@@ -316,6 +316,17 @@ def test_images_of_16_bits_keep_their_greys(tmp_path):
     Image.fromarray(grey + 255).save(tmp_path / "0.png")
     (frame,) = read_video(tmp_path).frames
     np.testing.assert_array_equal(frame[..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_transparent_palettes_and_large_images_are_read_without_a_warning(tmp_path, monkeypatch):
+    grey = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)
+    opacity = bytes([0, 128] + [255] * 254)
+    Image.fromarray(grey).convert("P").save(tmp_path / "0.png", transparency=opacity)
+    np.testing.assert_array_equal(read_image(tmp_path / "0.png", "L"), grey)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 16 - 1)
+    np.testing.assert_array_equal(read_video(tmp_path).frames[0], np.stack([grey] * 3, -1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8 * 16 - 1)  # Pillow's own limit is twice that
+    assert "0.png: not a readable image" in _refusal(tmp_path)
 
 
 def test_folders_without_frames_or_with_bad_ones_are_refused(tmp_path):
