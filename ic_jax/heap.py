@@ -2,14 +2,16 @@
 
 import ctypes
 import os
+from functools import cache
 
 import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+@cache
 def hand_back_after_compiling() -> None:
-    """From now on, trim the heap of this process whenever JAX has compiled.
+    """From the first call on, trim the heap of this process whenever JAX has compiled.
 
     XLA compiles in threads, and glibc leaves each what it freed: 0.2 GB after the autoencoder.
     Where there is no glibc nothing happens. `ic-jax` calls this; a library leaves such choices to

@@ -12,7 +12,7 @@ from ic_jax.heap import hand_back_after_compiling
 
 @pytest.fixture
 def listeners(monkeypatch):
-    """What a test has JAX tell, until it is over."""
+    """What a test has JAX tell, until it is over, in a process that nothing was asked of yet."""
     added, register = [], jax.monitoring.register_event_duration_secs_listener
 
     def noted(listener):
@@ -20,7 +20,9 @@ def listeners(monkeypatch):
         register(listener)
 
     monkeypatch.setattr(jax.monitoring, register.__name__, noted)
+    hand_back_after_compiling.cache_clear()
     yield added
+    hand_back_after_compiling.cache_clear()
     for listener in added:
         jax.monitoring.unregister_event_duration_listener(listener)
 
@@ -30,7 +32,8 @@ def test_the_heap_is_trimmed_when_a_program_was_compiled_and_not_when_it_runs(
 ):
     trimmed = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trimmed.append))
-    hand_back_after_compiling()
+    for _ in range(2):
+        hand_back_after_compiling()
     program = jax.jit(lambda x: x * 3)
     assert len(listeners) == 1 and not trimmed
     program(np.arange(11)).block_until_ready()

@@ -23,7 +23,8 @@ def chunked(
     """softmax(q kᵀ / √d) v, head by head and by chunks of queries where it is large.
 
     The softmax is float32, and so are products of 16-bit inputs until they are summed. At most
-    `scores` entries of the matrix q kᵀ are held at once; all heads go together up to half of them.
+    `scores` entries of the matrix q kᵀ are held at once, or those of one query if they are more;
+    all heads go together up to half of them.
     """
     q = q * q.shape[-1] ** -0.5
     batch, queries, heads, width = q.shape
@@ -32,7 +33,7 @@ def chunked(
         return jax.vmap(jax.vmap(_one_head, in_axes=1, out_axes=1))(q, k, v)
     # Rematerialised, or the backward pass would keep the scores of every chunk.
     attend = jax.checkpoint(_one_head)
-    size = ceil(queries / ceil(queries * keys / scores))
+    size = ceil(queries / ceil(queries / max(1, scores // keys)))
 
     def by_chunks(arrays):
         q, k, v = arrays
