@@ -8,7 +8,7 @@ differentiates through the model, is not counted.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from . import cost
 from .errors import InputError
 from .models.variants import Variant
-from .parallel.choice import Need, Phase
+from .parallel.choice import Need, Phase, shapes
 
 # float32 numbers per pixel and frame that a run holds beside the networks' own work: the clip,
 # its depth and operator, for a later window twice; and what was observed of it.
@@ -80,15 +80,15 @@ def predict(
     *,
     parameters: Mapping[str, int] | None = None,
     devices: int = 1,
-    cut: bool = False,
+    parts: int = 1,
     reuse: bool = False,
 ) -> Budget:
     """The memory of a run of one clip, whose denoiser is asked with `calls` prompts at a time.
 
     `parameters` counts those of each network, as stored; by default those that the variant has.
     On several devices the tokens of the transformer are shared out, and the rows of the
-    autoencoder's frames. With `cut` the transformer's weights are too; otherwise each device
-    holds all of them. `reuse` says whether what the blocks added is kept for later steps.
+    autoencoder's frames; the transformer's weights are cut into `parts` (`most_parts`). `reuse`
+    says whether what the blocks added is kept for later steps.
     """
     if parameters is None:
         parameters = {name: cost.parameters(part) for name, part in networks(sizes).items()}
@@ -99,9 +99,8 @@ def predict(
     }
     host = {name: size for name, size in stored.items() if name == "umt5"}
     weights = {name: size for name, size in stored.items() if name not in host}
-    if cut:
-        for name in weights.keys() & {"dit", "dit_low"}:
-            weights[name] //= devices
+    for name in weights.keys() & {"dit", "dit_low"}:
+        weights[name] //= parts
     block = _umt5_block(sizes) * itemsize if host else 0
     phases = _phases(sizes, calls, itemsize, reuse).items()
     work = {name: phase.per_device(devices) for name, phase in phases}
@@ -119,6 +118,20 @@ def need(sizes: Variant, calls: int, reuse: bool = False) -> Need:
         rest=sum(weights.values()),
         phases=tuple(_phases(sizes, calls, itemsize, reuse).values()),
     )
+
+
+def most_parts(sizes: Variant, calls: int, devices: int) -> int:
+    """Into how many parts a run of one clip on so many devices can cut the transformer's weights.
+
+    1 where they do not divide, and every device has all of them.
+    """
+    given = {"prompts": calls, "width": weight_rows(sizes)}
+    return max(shape.weights for shape in shapes(devices, sizes.dit.num_heads, **given))
+
+
+def weight_rows(sizes: Variant) -> int:
+    """What the rows of all matrices in the transformer's blocks are multiples of."""
+    return gcd(sizes.dit.dim, sizes.dit.ffn_dim)
 
 
 def _phases(sizes: Variant, calls: int, itemsize: int, reuse: bool) -> dict[str, Phase]:

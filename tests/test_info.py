@@ -172,6 +172,15 @@ def test_devices_share_tokens_and_rows_and_where_they_are_cut_the_weights():
     assert max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("devices, parts", [(3, 1), (5, 1), (6, 2), (7, 1), (12, 4)])
+def test_weights_are_said_to_be_cut_as_a_run_can_cut_them(devices, parts):
+    record = describe("Wan2.1-T2V-14B", devices=devices)
+    memory = record["memory"]
+    whole = memory["copied"]["weights"]["dit"]
+    assert memory.get("cut", memory["copied"])["weights"]["dit"] == whole // parts
+    assert ("weights cut" in as_table(record)) == (parts > 1)
+
+
 def test_it_says_which_cards_the_small_model_fits():
     fits = describe("Wan2.1-T2V-1.3B")["memory"]["copied"]["fits"]
     assert fits["24 GB"] == "yes" and fits["16 GB"] != "no"

@@ -13,7 +13,7 @@ import jax
 import tyro
 
 from .. import cost
-from ..budget import Budget, fits, networks, predict
+from ..budget import Budget, fits, most_parts, networks, predict
 from ..checkpoint import load
 from ..errors import InputError
 from ..model import BUNDLED
@@ -185,12 +185,17 @@ def _flops(sizes: Variant, calls: int) -> dict[str, int]:
 def _memory(
     sizes: Variant, calls: int, components: Mapping[str, Mapping[str, Any]], devices: int
 ) -> dict[str, Any]:
-    """By how the transformer's weights lie on the devices: a copy on each, or cut up."""
+    """By how the transformer's weights lie on the devices: a copy on each, or cut up if they can be.
+
+    Into as many parts as a run may choose: where memory is short, it takes no fewer.
+    """
     parameters = {name: part["parameters"] for name, part in components.items()}
     of = partial(predict, sizes, calls, parameters=parameters, devices=devices)
+    most = most_parts(sizes, calls, devices)
+    ways = {"copied": 1} | ({"cut": most} if most > 1 else {})
     return {
-        way: _budget_record(of(cut=way == "cut"), of(cut=way == "cut", reuse=True))
-        for way in (("copied",) if devices == 1 else ("copied", "cut"))
+        way: _budget_record(of(parts=parts), of(parts=parts, reuse=True))
+        for way, parts in ways.items()
     }
 
 

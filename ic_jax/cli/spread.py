@@ -5,14 +5,13 @@ Both are cut up no further than memory asks for.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jaxtyping import PyTree
 
-from ..budget import device_memory, need
+from ..budget import device_memory, need, weight_rows
 from ..model import Weights, abstract_model
 from ..models.layout import Layout
 from ..models.variants import Variant
@@ -94,8 +93,7 @@ def _shape(
     # The devices that a CPU pretends to have share the memory of the host.
     shared = len(devices) if devices[0].platform == "cpu" else 1
     room = min(known, default=2**63) // shared
-    rows = gcd(sizes.dit.dim, sizes.dit.ffn_dim)
-    given = {"clips": clips, "prompts": min(prompts), "width": rows}
+    given = {"clips": clips, "prompts": min(prompts), "width": weight_rows(sizes)}
     needed = need(sizes, max(prompts), reuse)
     return choose(needed, len(devices), room, sizes.dit.num_heads, **given)
 

@@ -57,31 +57,39 @@ def choose(
     prompts: int = 2,
     width: int = 0,
 ) -> MeshShape:
-    """The shape for `clips` clips on so many devices of `memory` bytes each.
+    """The first of `shapes` that fits on so many devices of `memory` bytes each.
+
+    Raises:
+        InputError: not even the most frugal shape fits.
+    """
+    possible = shapes(devices, heads, clips, prompts, width)
+    for shape in possible:
+        if per_device(need, shape) <= memory:
+            return shape
+    least = min(per_device(need, shape) for shape in possible)
+    raise InputError(
+        f"the model needs {least / _GIB:.1f} GiB on each of {devices} devices, which have "
+        f"{memory / _GIB:.1f}; use more devices, a smaller size or fewer frames"
+    )
+
+
+def shapes(
+    devices: int, heads: int, clips: int = 1, prompts: int = 2, width: int = 0
+) -> list[MeshShape]:
+    """All shapes that `clips` clips may have on so many devices, the one that moves least first.
 
     Clips side by side exchange nothing, so that as many as are there come first; then the two
     prompts of guidance, which exchange a latent; the sequence takes the devices that are left.
     Weights are cut no further than memory asks for, and into parts that divide `width`: what
     the rows of all blocks' matrices are multiples of, 0 for of anything.
-
-    Raises:
-        InputError: not even the most frugal shape fits.
     """
-    shapes = [
+    return [
         shape
         for side_by_side in range(min(clips, devices), 0, -1)
         if devices % side_by_side == 0
         for shape in _with_weights(_one_clip(devices // side_by_side, prompts), side_by_side, heads)
         if width % shape.weights == 0
     ]
-    for shape in shapes:
-        if per_device(need, shape) <= memory:
-            return shape
-    least = min(per_device(need, shape) for shape in shapes)
-    raise InputError(
-        f"the model needs {least / _GIB:.1f} GiB on each of {devices} devices, which have "
-        f"{memory / _GIB:.1f}; use more devices, a smaller size or fewer frames"
-    )
 
 
 def _one_clip(devices: int, prompts: int) -> MeshShape:
