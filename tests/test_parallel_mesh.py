@@ -175,6 +175,12 @@ def test_a_layout_that_cannot_be_had_is_one_line(shape, complaint):
     assert "\n" not in str(error.value)
 
 
+def test_weights_are_cut_along_the_axes_of_their_mesh_or_not_at_all():
+    mesh = device_mesh(MeshShape(sequence=4), heads=4)
+    with pytest.raises(InputError, match="cannot cut the weights into 3; give one of 1, 4$"):
+        place(Weights(vae={}, dit={}), mesh, 3)
+
+
 def test_matrices_that_do_not_divide_are_refused():
     shape = MeshShape(sequence=5, weights=5)
     with pytest.raises(InputError, match="matrices of 96 rows|matrices of 48 rows"):

@@ -23,9 +23,13 @@ def weight_shardings(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
     block. All else is on every device. `load_model` takes what this returns.
 
     Raises:
-        InputError: the matrices of the blocks do not divide so.
+        InputError: the axes of the mesh, or the matrices of the blocks, do not divide so.
     """
-    axes, everywhere = weight_axes(mesh.shape)[shards], NamedSharding(mesh, PartitionSpec())
+    possible, everywhere = weight_axes(mesh.shape), NamedSharding(mesh, PartitionSpec())
+    if shards not in possible:
+        known = ", ".join(map(str, possible))
+        raise InputError(f"layout: cannot cut the weights into {shards}; give one of {known}")
+    axes = possible[shards]
 
     def place(path, leaf) -> NamedSharding:
         name = [entry.key for entry in path]
@@ -56,6 +60,9 @@ def place(weights: Weights, mesh: Mesh, shards: int = 1) -> Weights:
     """The weights on the devices of `mesh`, each matrix of a transformer in so many parts.
 
     On a mesh of several hosts, every host calls it with all of the weights.
+
+    Raises:
+        InputError: the axes of the mesh, or the matrices of the blocks, do not divide so.
     """
     shardings = weight_shardings(weights, mesh, shards)
     return jax.tree.map(_put, weights, shardings)
