@@ -185,9 +185,9 @@ def _flops(sizes: Variant, calls: int) -> dict[str, int]:
 def _memory(
     sizes: Variant, calls: int, components: Mapping[str, Mapping[str, Any]], devices: int
 ) -> dict[str, Any]:
-    """By how the transformer's weights lie on the devices: a copy on each, or cut up if they can be.
+    """By how the transformer's weights lie on the devices: a copy on each, or cut if they can be.
 
-    Into as many parts as a run may choose: where memory is short, it takes no fewer.
+    Into the most parts of a run, which has fewer where there is room.
     """
     parameters = {name: part["parameters"] for name, part in components.items()}
     of = partial(predict, sizes, calls, parameters=parameters, devices=devices)
