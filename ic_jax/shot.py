@@ -16,6 +16,9 @@ from .geometry.trajectory import load_trajectory, trajectory
 from .geometry.warp import WarpOperator, warp_operator
 from .video import Clip
 
+# Of a scene's centre, so that float32 holds its products with focal lengths and amounts.
+FARTHEST = 1e30
+
 _warp_operator = jax.jit(warp_operator)
 
 
@@ -101,10 +104,25 @@ def load_shot(
         if len(target.c2w) != frames:
             raise InputError(f"{camera}: {len(target.c2w)} poses for a clip of {frames} frames")
     else:
-        path = trajectory(camera, frames, scene_radius(depth.depth), amount)
+        path = trajectory(camera, frames, _radius(depth, depth_path), amount)
         target = Camera(compose(depth.c2w[0], path), depth.intrinsics)
+    if not all(np.isfinite(leaf).all() for leaf in (*depth.camera, *target)):
+        raise InputError(
+            f"{depth_path}: its cameras, moved by {camera}, are not finite in float32;"
+            " give them in units that bring them nearer to 1"
+        )
     keep = np.ones((frames, height, width), bool)
     return Shot(clip.frames, np.asarray(depth.depth), depth.camera, target, keep)
+
+
+def _radius(depth: DepthClip, path: str | Path) -> float:
+    radius = scene_radius(depth.depth)
+    if not 1 / FARTHEST < radius < FARTHEST:
+        raise InputError(
+            f"{path}: the depth at the scene's centre is {radius:g};"
+            " give it in units that bring it nearer to 1"
+        )
+    return radius
 
 
 def _fitted(depth: DepthClip, clip: Clip, path: str | Path) -> DepthClip:

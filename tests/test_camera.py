@@ -72,8 +72,13 @@ NO_FOCAL = np.array([[0.0, 0, 4], [0, 4, 3], [0, 0, 1]])
         (MIRROR, None, "c2w of frame 0 is not a rigid"),
         (np.stack([np.eye(4), SCALE]), None, "c2w of frame 1 is not a rigid"),
         (np.eye(4) * np.nan, None, "c2w holds a number that is not finite"),
+        (np.eye(4) + np.eye(4, k=3) * 1e39, None, "c2w holds a number that is not finite"),
+        (np.eye(4) * 1e200, None, "c2w holds a number that is not finite"),
+        (np.eye(4) * 1j, None, "c2w is not an array of numbers"),
         (np.eye(3), None, "c2w has shape"),
         (np.eye(4), NO_FOCAL, "intrinsics of frame 0 are singular"),
+        (np.eye(4), np.diag([1e300, 1e300, 1]), "intrinsics holds a number that is not finite"),
+        (np.eye(4), np.diag([1e-40, 1e-40, 1]), "intrinsics of frame 0 are singular"),
         (np.eye(4), np.eye(4), "intrinsics has shape"),
         (np.array("north"), None, "c2w is not an array of numbers"),
     ],
@@ -84,7 +89,7 @@ def test_invalid_cameras_are_refused(c2w, intrinsics, says):
         camera(c2w, intrinsics, 2)
 
 
-@pytest.mark.parametrize("degrees", [0.0, 180.0, float("nan")])
+@pytest.mark.parametrize("degrees", [0.0, 180.0, float("nan"), 1e-300, 5e-324])
 def test_impossible_fields_of_view_are_refused(degrees):
     with pytest.raises(InputError, match="field of view"):
         intrinsics_from_fov(degrees, HEIGHT, WIDTH)

@@ -265,6 +265,7 @@ PATH = ["--camera", "path.json"]
         (None, ["--camera", "path.json"], "path.json: cannot read"),
         (None, ["--camera", "arc_lef"], "did you mean arc_left?"),
         (poses(np.diag([-1.0, 1.0, -1.0, 1.0])), PATH, "the new camera sees nothing"),
+        (None, ["--camera", "zoom_in", "--amount", "1e39"], "farther than float32 goes"),
         (None, ["--latent-mask", "magic"], "unknown --latent-mask 'magic'; one of nearest"),
         (None, ["--steps", "0"], "--steps is 0"),
         (None, ["--consistency", "magic"], "unknown --consistency 'magic'; one of none, dds"),

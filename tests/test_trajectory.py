@@ -77,6 +77,9 @@ def test_progress_is_monotone_and_at_rest_at_both_ends():
         (("zoom_in", 0, RADIUS), "at least one frame"),
         (("zoom_in", 3, 0.0), "radius"),
         (("zoom_in", 3, RADIUS, float("inf")), "finite"),
+        (("zoom_in", 3, RADIUS, 1e39), "zoom_in is 1e.39, .* farther than float32 goes"),
+        (("arc_left", 3, 3e38, 180.0), "farther than float32 goes"),
+        (("zoom_in", 3, RADIUS, 1e308), "farther than float32 goes"),
     ],
 )
 def test_impossible_paths_are_refused(arguments, says):
@@ -105,6 +108,8 @@ def test_file_without_intrinsics_takes_the_sources(tmp_path):
 
 
 SQUARE = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+LONG = [[3e38, 0, 0], [0, 3e38, 0], [0, 0, 1]]
+FAR = [[1, 0, 0, 1e300], *EYE[1:]]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +128,10 @@ SQUARE = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
         ({"c2w": [SQUARE], "intrinsics": SQUARE}, "c2w has shape"),
         ({"c2w": [(2 * np.eye(4)).tolist()], "intrinsics": SQUARE}, "not a rigid"),
         ({"c2w": [EYE], "intrinsics": [[0] * 3] * 3}, "singular"),
+        ({"c2w": [FAR], "intrinsics": SQUARE}, "c2w holds a number that is not finite"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "width": 1e300, "height": 36}, "singular"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "width": 1e-300, "height": 36}, "come together"),
+        ({"c2w": [EYE], "intrinsics": LONG, "width": 1, "height": 1}, "not finite"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64}, "come together"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64, "height": 0}, "come together"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": [64], "height": [36]}, "come together"),

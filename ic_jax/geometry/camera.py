@@ -36,8 +36,8 @@ def camera(c2w: ArrayLike, intrinsics: ArrayLike, frames: int) -> Camera:
         frames: number of frames of the result.
 
     Raises:
-        InputError: a shape that does not fit, a number that is not finite, a pose that is
-            not a rigid transform, intrinsics without a positive focal length.
+        InputError: a shape that does not fit, a number that is not finite in float32, a pose
+            that is not a rigid transform, intrinsics without a positive focal length.
     """
     poses = _per_frame("c2w", c2w, 4, frames)
     matrices = _per_frame("intrinsics", intrinsics, 3, frames)
@@ -50,11 +50,13 @@ def intrinsics_from_fov(fov_degrees: float, height: int, width: int) -> Float[Ar
     """Square pixels, the optical axis through the middle, and a horizontal field of view.
 
     Raises:
-        InputError: the field of view is not between 0 and 180 degrees.
+        InputError: the field of view is not between 0 and 180 degrees, or so small that float32
+            has no focal length for it.
     """
-    if not 0 < fov_degrees < 180:
-        raise InputError(f"the field of view is {fov_degrees} degrees; give one in (0, 180)")
-    focal = 0.5 * width / np.tan(0.5 * np.radians(fov_degrees))
+    with np.errstate(all="ignore"):
+        focal = np.float32(0.5 * width / np.tan(0.5 * np.radians(fov_degrees)))
+    if not (0 < fov_degrees < 180 and np.isfinite(focal)):
+        raise InputError(f"the field of view is {fov_degrees} degrees; give one such as 60")
     return jnp.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], jnp.float32)
 
 
@@ -116,15 +118,16 @@ def _apply(matrix: Float[Array, "3 3"], points: Float[Array, "h w 3"]) -> Float[
 
 def _per_frame(name: str, values: ArrayLike, size: int, frames: int) -> np.ndarray:
     try:
-        values = np.asarray(values, np.float64)
+        with np.errstate(over="ignore"):
+            values = np.asarray(values).astype(np.float32, casting="same_kind")
     except (TypeError, ValueError):
         raise InputError(f"{name} is not an array of numbers") from None
     wanted = ((size, size), (frames, size, size))
     if values.shape not in wanted:
         raise InputError(f"{name} has shape {values.shape}; give {wanted[0]} or {wanted[1]}")
     if not np.isfinite(values).all():
-        raise InputError(f"{name} holds a number that is not finite")
-    return np.broadcast_to(values, wanted[1])
+        raise InputError(f"{name} holds a number that is not finite in float32")
+    return np.broadcast_to(values.astype(np.float64), wanted[1])
 
 
 def _check_rigid(poses: np.ndarray) -> None:
@@ -142,7 +145,12 @@ def _check_rigid(poses: np.ndarray) -> None:
 def _check_intrinsics(matrices: np.ndarray) -> None:
     focal = np.minimum(matrices[:, 0, 0], matrices[:, 1, 1])
     last_row_error = np.abs(matrices[:, 2] - [0, 0, 1]).max(1)
-    bad = (focal <= 0) | (last_row_error > RIGID_TOLERANCE) | (np.linalg.det(matrices) <= 0)
+    # To XLA a subnormal number is 0.
+    bad = (
+        (focal < np.finfo(np.float32).tiny)
+        | (last_row_error > RIGID_TOLERANCE)
+        | (np.linalg.det(matrices) <= 0)
+    )
     if bad.any():
         raise InputError(
             f"intrinsics of frame {bad.argmax()} are singular or not a camera's;"

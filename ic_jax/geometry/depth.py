@@ -138,7 +138,7 @@ def _depth_clip(fields: dict[str, np.ndarray], kind: str | None, fov: float | No
         raise InputError(f"depth has shape {values.shape}; give [frames, height, width]")
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise InputError(f"depth is of type {values.dtype}; give real numbers")
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         depth = _to_depth(values.astype(np.float64), kind, fields).astype(np.float32)
     _check_depth(depth)
     frames, height, width = depth.shape
@@ -168,9 +168,10 @@ def _to_depth(values: np.ndarray, kind: str, fields: dict[str, np.ndarray]) -> n
     try:
         scale, shift = (float(fields[name].item()) for name in ("scale", "shift"))
     except (TypeError, ValueError):
-        raise InputError("scale and shift of disparity are one number each") from None
-    with np.errstate(divide="ignore"):
-        return 1 / (scale * values + shift)
+        scale = shift = np.nan
+    if not np.isfinite([scale, shift]).all():
+        raise InputError("scale and shift of disparity are one finite number each")
+    return 1 / (scale * values + shift)
 
 
 def _check_depth(depth: np.ndarray) -> None:

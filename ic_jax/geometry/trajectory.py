@@ -114,7 +114,7 @@ def trajectory(
 
     Raises:
         InputError: an unknown name (the nearest is suggested), no frames, a radius that is
-            not positive, an amount that is not finite.
+            not positive, an amount that is not finite or leads where float32 has no numbers.
     """
     move = _named(name)
     amount = move.amount if amount is None else amount
@@ -125,8 +125,15 @@ def trajectory(
     if not np.isfinite(amount):
         raise InputError(f"the amount of camera path {name} must be a finite number, not {amount}")
     progress = smoothstep(np.linspace(0.0, 1.0, frames))
-    poses = [move.pose(amount * fraction, radius) for fraction in progress]
-    return jnp.asarray(np.stack(poses), jnp.float32)
+    with np.errstate(all="ignore"):
+        poses = np.stack([move.pose(amount * fraction, radius) for fraction in progress])
+        poses = poses.astype(np.float32)
+    if not np.isfinite(poses).all():
+        raise InputError(
+            f"the amount of camera path {name} is {amount}, at a radius of {radius:g}: farther than"
+            " float32 goes; give a smaller one"
+        )
+    return jnp.asarray(poses)
 
 
 def load_trajectory(
@@ -196,13 +203,13 @@ def _camera_from(
     if size is None or not {"width", "height"} & fields.keys():
         return result
     scale_y, scale_x = np.asarray(size) / _file_size(fields)
-    return result._replace(intrinsics=scale_intrinsics(result.intrinsics, scale_x, scale_y))
+    return camera(c2w, scale_intrinsics(result.intrinsics, scale_x, scale_y), len(c2w))
 
 
 def _file_size(fields: dict) -> np.ndarray:
     size = _numbers("height and width", [fields.get("height"), fields.get("width")])
-    if size.ndim != 1 or not (np.isfinite(size).all() and (size > 0).all()):
-        raise InputError('"width" and "height" come together, and are pixels above 0')
+    if size.ndim != 1 or not (np.isfinite(size).all() and (size >= 1).all()):
+        raise InputError('"width" and "height" come together, and are pixels from 1 on')
     return size
 
 
