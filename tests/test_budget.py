@@ -167,8 +167,28 @@ def test_filling_the_holes_of_a_warp():
     scene = abstract_scene(sizes, Shot)
     counted = budget._FILL * 4 * sizes.frames * sizes.height * sizes.width
     assert_near(counted, temporaries(run, scene))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(scene))
-    assert 2 * held == pytest.approx(budget._GEOMETRY * counted / budget._FILL, rel=0.1)
+    assert 2 * held(scene) == pytest.approx(budget._GEOMETRY * counted / budget._FILL, rel=0.1)
+
+
+def held(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def test_a_phase_counts_what_its_program_is_given_and_gives():
+    sizes, settings = variant("nano"), Settings()
+    weights = Weights(**expected_shapes(sizes))
+    seen, state = abstract_window(Model("nano", sizes, weights, {}), settings, Shot)
+    named = sizes, settings, "dit", weights
+    told = programs.prepare.eval_shape(*named, programs.abstract_context(sizes), seen.conditioning)
+    made = programs._finish.eval_shape(sizes, weights, state._replace(memory=()))
+    encode, sample, decode = (phase.whole for phase in budget.need(sizes, 2).phases)
+    near = lambda *trees: pytest.approx(sum(map(held, trees)), rel=0.05)
+    plane = 4 * sizes.frames * sizes.height * sizes.width
+    assert encode - (budget._GEOMETRY + budget._FILL) * plane == near(seen)
+    itemsize = jnp.dtype(sizes.dtype).itemsize
+    assert sample - cost.block_memory(sizes.dit, itemsize) == near(seen, told)
+    # The frames are there in chunks and joined.
+    assert decode == near(seen, told, made, made)
 
 
 def test_a_card_fits_with_jaxs_default_share_or_with_more_of_it_or_not_at_all():
