@@ -121,8 +121,13 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path, request):
 
 
 WAITING = """
-import signal, sys, time
+import shutil, signal, sys, time
 signal.signal(signal.SIGHUP, {inherited})
+remove = shutil.rmtree
+def remove_when_told_again(*arguments, **named):
+    signal.raise_signal(signal.SIGHUP)
+    remove(*arguments, **named)
+shutil.rmtree = remove_when_told_again
 from ic_jax import delivery
 from ic_jax.cli import main
 def wait(*arguments):

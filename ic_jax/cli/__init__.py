@@ -98,8 +98,9 @@ def _clean_up_when_told_to_stop() -> None:
     """As on Ctrl-C; but what our parent has us ignore (nohup) stays ignored."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # A terminal that is closed says so twice, which would end the cleaning up.
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            # A terminal that is closed says so twice, which is nobody's impatience.
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(128 + number)
 
     for name in ("SIGTERM", "SIGHUP"):
