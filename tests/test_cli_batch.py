@@ -409,6 +409,10 @@ def test_clips_share_devices_and_weights_only_as_far_as_they_must(here, monkeypa
     assert (many.count, many.devices_each) == (8, 1)
     assert many.shardings.dit.is_fully_replicated and len(many.shardings.dit.device_set) == 8
     assert (few.count, few.devices_each) == (2, 4)
+    # A job with one prompt has no use for devices of the other.
+    mixed = places(here / "model", MODEL.variant, {1, 2}, 8, 3)
+    apart = [jax.tree.leaves(each.shardings)[0].mesh.shape["prompts"] for each in (few, mixed)]
+    assert apart == [2, 1]
     cut = per_device(need(MODEL.variant, 2), MeshShape(clips=8, weights=8))
     # The devices of a CPU share the memory of their host.
     monkeypatch.setattr(spread, "device_memory", lambda device: Memory(8 * cut, 8 * cut))

@@ -1,5 +1,6 @@
 """`--devices`: the same frames from a clip that is spread over several, or one line why not."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import jax
@@ -11,6 +12,7 @@ from tiny_model import TINY
 from ic_jax import budget, parallel
 from ic_jax.budget import Memory
 from ic_jax.cli import generator, spread
+from ic_jax.errors import InputError
 from ic_jax.models.layout import Layout
 from ic_jax.video import read_video, write_video
 
@@ -42,9 +44,9 @@ def test_several_devices_make_the_frames_of_one(inpaint, tmp_path):
     assert np.abs(made[0] - made[1]).max() <= 4 and np.abs(made[0] - made[1]).mean() < 0.1
 
 
-def with_memory(monkeypatch, size):
-    """So much for each of four devices, which share that of their host, whatever is free now."""
-    monkeypatch.setattr(spread, "device_memory", lambda device: Memory(4 * size, 0))
+def with_memory(monkeypatch, size, devices=4):
+    """So much for each of the devices, which share that of their host, whatever is free now."""
+    monkeypatch.setattr(spread, "device_memory", lambda device: Memory(devices * size, 0))
 
 
 def test_one_device_needs_no_layout(tiny):
@@ -62,6 +64,15 @@ def test_weights_are_cut_where_memory_asks_for_it(tiny, monkeypatch):
         cut = [not where.is_fully_replicated for where in jax.tree.leaves(shardings.dit)]
         assert any(cut) == (weights > 1)
         assert all(where.is_fully_replicated for where in jax.tree.leaves(shardings.vae))
+
+
+def test_weights_whose_rows_do_not_divide_are_not_cut(tiny, monkeypatch):
+    shape = parallel.MeshShape(sequence=3, weights=3)
+    # Deep, as it takes many blocks for cutting them to pay.
+    sizes = replace(SIZES, dit=replace(SIZES.dit, num_layers=8))
+    with_memory(monkeypatch, parallel.per_device(budget.need(sizes, 2), shape), devices=3)
+    with pytest.raises(InputError, match="the model needs .* GiB on each of 3 devices"):
+        spread.spread(tiny, sizes, 2, 3)
 
 
 def test_what_does_not_fit_however_it_is_cut_is_one_line(inpaint, monkeypatch):

@@ -44,6 +44,12 @@ def test_what_devices_share_is_divided_and_the_largest_part_of_a_run_counts():
     assert [per_device(rows, MeshShape(sequence=n)) for n in (3, 7)] == [7 * GIB, 17 * GIB]
 
 
+def test_a_block_is_there_twice_where_it_is_gathered():
+    need = Need(8 * GIB, GIB, 0, (Phase(0, 0),))
+    asked = [per_device(need, MeshShape(sequence=4, weights=n)) for n in (1, 4)]
+    assert asked == [8 * GIB, 8 * GIB // 4 + 2 * GIB]
+
+
 def test_clips_that_do_not_fit_side_by_side_share_devices():
     # One clip per device would leave no room for its activations.
     assert choose(LARGE, 8, 10 * GIB, heads=40, clips=8) == MeshShape(4, 2, 1, 8)

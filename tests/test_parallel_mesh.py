@@ -24,7 +24,7 @@ from ic_jax.parallel import (
     place,
     sequence_layout,
 )
-from ic_jax.parallel.mesh import kept_spec
+from ic_jax.parallel.mesh import kept_spec, weight_axes
 from ic_jax.parallel.traffic import attention_traffic, block_traffic, step_traffic
 
 FLOAT32 = 4
@@ -145,6 +145,12 @@ def test_devices_share_weights_and_activations():
     alone, shared = one.memory_analysis(), mesh.memory_analysis()
     assert shared.argument_size_in_bytes < 0.4 * alone.argument_size_in_bytes
     assert shared.temp_size_in_bytes < 0.4 * alone.temp_size_in_bytes
+
+
+def test_the_parts_of_weights_are_close_to_each_other():
+    sizes = {"clips": 2, "prompts": 2, "ring": 2, "ulysses": 2}
+    axes = [(), ("ulysses",), ("ring", "ulysses"), ("prompts", "ring", "ulysses"), tuple(sizes)]
+    assert weight_axes(sizes) == dict(zip((1, 2, 4, 8, 16), axes))
 
 
 @pytest.mark.parametrize("error", [AssertionError, NotImplementedError, ValueError])
