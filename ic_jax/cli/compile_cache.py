@@ -85,7 +85,8 @@ def tell_of_trouble(unkept: Callable[[str], None] | None = None) -> None:
 def _removed() -> bool:
     """Whether the entry that JAX is warning of was there, and is no more."""
     # The warning names the program, of which good entries may lie there too; JAX knows which it is.
-    key = sys.exception().__traceback__.tb_frame.f_locals.get("cache_key")
+    frames = getattr(sys.exception(), "__traceback__", None)
+    key = frames and frames.tb_frame.f_locals.get("cache_key")
     try:
         Path(jax.config.jax_compilation_cache_dir, f"{key}-cache").unlink()
     except OSError:

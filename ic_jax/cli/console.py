@@ -12,7 +12,7 @@ from ..director import Progress
 
 def note(line: str) -> None:
     """Something that the user should know, and that stops nothing."""
-    print(f"ic-jax: {line}", file=sys.stderr)
+    tqdm.write(f"ic-jax: {line}", file=sys.stderr)  # above a bar that is being drawn
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
