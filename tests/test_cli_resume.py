@@ -25,6 +25,14 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _in_the_foreground():
+    """Shells have what they start in the background ignore Ctrl-C, these tests among it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def here(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
