@@ -43,6 +43,7 @@ from experiments.tables import table
 from ic_jax.cost import dit_flops, token_count
 from ic_jax.heap import hand_back_after_compiling
 from ic_jax.model import matrices_as
+from ic_jax.models.precision import dot_general
 from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import DiTConfig, WanDiT
 
@@ -217,7 +218,8 @@ def matmul_rates(dtype: str, size: int | None = None, rounds: int = 5) -> dict[s
             torch.cuda.synchronize()
         return product
 
-    product = jax.jit(jnp.matmul)
+    # As the network asks for them.
+    product = jax.jit(partial(dot_general, contracted=(((1,), (0,)), ((), ()))))
     times = in_turns({"JAX": lambda: product(a, a), "torch": by_torch}, rounds)
     return {library: 2 * size**3 / min(seconds) for library, seconds in times.items()}
 
