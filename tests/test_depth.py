@@ -52,6 +52,12 @@ def test_npy_needs_its_kind_and_a_field_of_view(tmp_path):
         load_depth(path, "metric")
 
 
+def test_a_field_of_view_that_nobody_would_heed_is_refused(tmp_path):
+    path = write(tmp_path, depth=DEPTH, kind="metric", intrinsics=INTRINSICS)
+    with pytest.raises(InputError, match="has intrinsics of its own; leave --fov out"):
+        load_depth(path, fov=60.0)
+
+
 def spoilt(value):
     depth = DEPTH.copy()
     depth[1, 2, 3:5] = value

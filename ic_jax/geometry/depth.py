@@ -188,6 +188,8 @@ def _intrinsics(
     fields: dict[str, np.ndarray], fov: float | None, height: int, width: int
 ) -> np.ndarray | Float[Array, "3 3"]:
     if "intrinsics" in fields:
+        if fov is not None:
+            raise InputError("has intrinsics of its own; leave --fov out")
         return fields["intrinsics"]
     if fov is None:
         raise InputError("no intrinsics; pass --fov with the horizontal field of view in degrees")
