@@ -8,9 +8,11 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 
+from ic_jax.cli.warp import Warp
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import BUNDLED
 from ic_jax.video import read_video, write_video
@@ -156,20 +158,27 @@ def test_a_closed_terminal_leaves_nothing_unless_nohup_has_it_ignored(tmp_path, 
         assert process.returncode == 128 + signal.SIGHUP and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("platforms", ["cuda", "foo"])
-def test_a_device_that_is_not_there_is_one_line(tmp_path, platforms):
-    here = [sys.executable, "-c", "import jax; jax.devices()"]
-    environment = {**os.environ, "JAX_PLATFORMS": platforms}
-    if subprocess.run(here, env=environment, capture_output=True).returncode == 0:
-        pytest.skip("it is there")
-    command = [sys.executable, "-m", "ic_jax"]
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "nowhere"}
     told = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
-    made = subprocess.run([*command, "warp"], **told)
+    command = [sys.executable, "-m", "ic_jax"]
+    made, needs_none = (subprocess.run([*command, name], **told) for name in ("warp", "info"))
     assert made.returncode == 2 and made.stdout == "" and not list(tmp_path.iterdir())
-    assert made.stderr.startswith(f"ic-jax: JAX_PLATFORMS is {platforms}, and JAX cannot use that")
+    assert made.stderr.startswith("ic-jax: JAX_PLATFORMS is nowhere, and JAX cannot use that here")
     assert made.stderr.endswith("or unset JAX_PLATFORMS\n") and made.stderr.count("\n") == 1
-    needs_none = subprocess.run([*command, "info"], **told)
     assert needs_none.returncode == 0 and needs_none.stderr == ""
+
+
+def test_a_plugin_that_only_asserts_is_told_of_too_but_no_other_mistake(run, monkeypatch):
+    def fail(*given):
+        raise AssertionError
+
+    monkeypatch.setattr(Warp, "run", fail)
+    with pytest.raises(AssertionError):
+        run("warp")
+    monkeypatch.setattr(jax, "devices", fail)
+    code, _, stderr = run("warp")
+    assert code == 2 and "JAX cannot use that here: there is none; install" in stderr
 
 
 def test_a_result_that_is_read_is_not_replaced(run, tmp_path, monkeypatch):
