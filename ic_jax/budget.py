@@ -103,7 +103,7 @@ def predict(
         weights[name] //= parts
     block = _umt5_block(sizes) * itemsize if host else 0
     phases = _phases(sizes, calls, itemsize, reuse).items()
-    work = {name: phase.per_device(devices) for name, phase in phases}
+    work = {name: phase.per_device(devices, parts) for name, phase in phases}
     return Budget(weights, block, work, host)
 
 
@@ -114,7 +114,6 @@ def need(sizes: Variant, calls: int, reuse: bool = False) -> Need:
     transformer = sum(weights.pop(name, 0) for name in ("dit", "dit_low"))
     return Need(
         transformer=transformer,
-        block=cost.block_memory(sizes.dit, itemsize),
         rest=sum(weights.values()),
         phases=tuple(_phases(sizes, calls, itemsize, reuse).values()),
     )
@@ -149,7 +148,10 @@ def _phases(sizes: Variant, calls: int, itemsize: int, reuse: bool) -> dict[str,
     return {
         # One program fills the holes and encodes; on a TPU the two do not share their memory.
         "encode": Phase((_GEOMETRY + _OBSERVED + _FILL) * plane, encode, rows),
-        "sample": Phase(_OBSERVED * plane + text + block, tokens + said + saying),
+        # A block that is gathered is there twice more: in use, and on its way.
+        "sample": Phase(
+            _OBSERVED * plane + text + block, tokens + said + saying, gathered=2 * block
+        ),
         "decode": Phase(_OBSERVED * plane + _DECODED * prod(size) + text, decode, rows),
     }
 

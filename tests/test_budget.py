@@ -11,7 +11,7 @@ from tiny_model import TINY
 
 from convert import wan_dit
 from ic_jax import budget, cost, programs
-from ic_jax.budget import Memory, check_fits, check_host_fits, fits, host_memory, predict
+from ic_jax.budget import Memory, check_fits, check_host_fits, fits, host_memory, need, predict
 from ic_jax.errors import InputError
 from ic_jax.fill import fill
 from ic_jax.model import Model, Weights, expected_shapes
@@ -19,7 +19,14 @@ from ic_jax.models.layout import Layout
 from ic_jax.models.variants import variant
 from ic_jax.models.wan_dit import DiTConfig, WanDiT
 from ic_jax.models.wan_vae import VAEConfig, WanVAE, decode, encode
-from ic_jax.parallel import MeshShape, beside, device_mesh, sequence_layout, weight_shardings
+from ic_jax.parallel import (
+    MeshShape,
+    beside,
+    device_mesh,
+    per_device,
+    sequence_layout,
+    weight_shardings,
+)
 from ic_jax.pipeline import begin
 from ic_jax.programs import abstract_scene, abstract_window, proceed, steps
 from ic_jax.settings import Settings
@@ -127,6 +134,12 @@ def test_it_is_gone_before_the_decoder_runs(monkeypatch):
     assert found == [False, True, False]  # x, the answer, the key
     plain, reusing = (predict(TINY, 2, reuse=reuse) for reuse in (False, True))
     assert reusing.phases["decode"] == plain.phases["decode"]
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_what_is_told_is_what_a_mesh_is_chosen_by(parts):
+    sizes, shape = variant("Wan2.1-T2V-14B"), MeshShape(prompts=2, sequence=4, weights=parts)
+    assert predict(sizes, 2, devices=8, parts=parts).peak == per_device(need(sizes, 2), shape)
 
 
 def test_early_refusal_knows_of_reuse():

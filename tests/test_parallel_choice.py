@@ -8,8 +8,8 @@ from ic_jax.parallel.choice import Phase
 
 GIB = 1 << 30
 # A model of 1.3B, and one of 14B, in 16 bits.
-SMALL = Need(3 * GIB, GIB // 10, GIB, (Phase(0, 2 * GIB),))
-LARGE = Need(28 * GIB, 7 * GIB // 10, GIB, (Phase(0, 8 * GIB),))
+SMALL = Need(3 * GIB, GIB, (Phase(0, 2 * GIB, gathered=GIB // 5),))
+LARGE = Need(28 * GIB, GIB, (Phase(0, 8 * GIB, gathered=7 * GIB // 5),))
 
 
 def test_what_fits_is_not_cut():
@@ -37,15 +37,15 @@ def test_weights_are_cut_into_parts_that_divide_their_rows():
 
 
 def test_what_devices_share_is_divided_and_the_largest_part_of_a_run_counts():
-    need = Need(0, 0, GIB, (Phase(3 * GIB, 0), Phase(GIB, 16 * GIB)))
+    need = Need(0, GIB, (Phase(3 * GIB, 0), Phase(GIB, 16 * GIB)))
     asked = [per_device(need, MeshShape(1, 2, n)) for n in (1, 2, 8)]
     assert asked == [10 * GIB, 6 * GIB, 4 * GIB]
     rows = need._replace(phases=(Phase(GIB, 15 * GIB, (480, 60)),))
     assert [per_device(rows, MeshShape(sequence=n)) for n in (3, 7)] == [7 * GIB, 17 * GIB]
 
 
-def test_a_block_is_there_twice_where_it_is_gathered():
-    need = Need(8 * GIB, GIB, 0, (Phase(0, 0),))
+def test_what_is_gathered_counts_where_weights_are_cut():
+    need = Need(8 * GIB, 0, (Phase(0, 0, gathered=2 * GIB),))
     asked = [per_device(need, MeshShape(sequence=4, weights=n)) for n in (1, 4)]
     assert asked == [8 * GIB, 8 * GIB // 4 + 2 * GIB]
 

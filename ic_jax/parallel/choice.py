@@ -18,11 +18,14 @@ class Phase(NamedTuple):
     """What they divide: tokens of the transformer, rows of the autoencoder's frames."""
     rows: tuple[int, int] | None = None
     """Those of frames and of latents, if it is these that devices share: not all can."""
+    gathered: int = 0
+    """What every device has as well where weights are cut: those that it puts together again."""
 
-    def per_device(self, devices: int) -> int:
-        """Those on each of the devices of a clip."""
+    def per_device(self, devices: int, parts: int) -> int:
+        """Those on each of the devices of a clip, with the weights in so many parts."""
         alone = self.rows is not None and not shares_rows(devices, *self.rows)
-        return self.whole + self.shared // (1 if alone else devices)
+        gathered = self.gathered if parts > 1 else 0
+        return self.whole + self.shared // (1 if alone else devices) + gathered
 
 
 class Need(NamedTuple):
@@ -30,8 +33,6 @@ class Need(NamedTuple):
 
     transformer: int
     """Matrices that can be cut: those of a network of two experts together."""
-    block: int
-    """Those of one block, which every device has whole while it runs."""
     rest: int
     """The other weights, which every device has: those of the autoencoder, for one."""
     phases: tuple[Phase, ...]
@@ -39,13 +40,10 @@ class Need(NamedTuple):
 
 
 def per_device(need: Need, shape: MeshShape) -> int:
-    """Estimate of the bytes that each device of a mesh needs.
-
-    A block's matrices are there twice where they are gathered: in use, and on their way.
-    """
-    gathered = 2 * need.block if shape.weights > 1 else 0
-    work = max(phase.per_device(shape.prompts * shape.sequence) for phase in need.phases)
-    return need.transformer // shape.weights + gathered + need.rest + work
+    """Estimate of the bytes that each device of a mesh needs."""
+    devices = shape.prompts * shape.sequence
+    work = max(phase.per_device(devices, shape.weights) for phase in need.phases)
+    return need.transformer // shape.weights + need.rest + work
 
 
 def choose(
