@@ -1,4 +1,4 @@
-"""The README's own examples run, are as short as they say, and keep their promises."""
+"""The examples of the README and of docs/ run, are as short as they say, and keep their promises."""
 
 import re
 from dataclasses import replace
@@ -21,20 +21,29 @@ from ic_jax.settings import Settings
 from ic_jax.text import Embedded
 from ic_jax.video import Clip
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = {page: page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 SHAPE = TINY.frames, TINY.height, TINY.width
 SETTINGS = Settings(latent_mask="mean", steps=2)
 
 
 def example(word):
     """The code in which a word stands."""
-    (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.S) if word in code)
+    codes = re.findall(r"```python\n(.*?)```", "".join(PAGES.values()), re.S)
+    (code,) = (code for code in codes if word in code)
     return code
 
 
 def scene(visible):
     noise = np.random.default_rng(0).uniform(-1, 1, (*SHAPE, 3))
     return Scene(jnp.asarray(noise, jnp.float32), MaskOperator(jnp.full(SHAPE, visible)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page):
+    found = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page])
+    assert len(found) > 2
+    assert [link for link in found if not (page.parent / link).exists()] == []
 
 
 @pytest.fixture
@@ -67,7 +76,7 @@ def test_many_clips_at_once_and_one_on_many_devices_are_the_same():
     clip, told = Clip(shot.frames, *[None] * 3), Embedded(tiny_context(), [])
     given = {"model": model, "clip": clip, "shot": shot, "told": told, "Settings": Settings}
     assert jax.device_count() == 8
-    exec(compile(example("over_clips"), "README.md", "exec"), given)
+    exec(compile(example("over_clips"), "docs/devices.md", "exec"), given)
     assert np.abs(given["frames"][0] - given["frames"][1]).max() > 0.01
     # Rounding grows on its way through random weights.
     np.testing.assert_allclose(given["spread"], given["frames"][0], atol=1e-4)
