@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from math import gcd, prod
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from jax.sharding import SingleDeviceSharding
 from experiments.bench.side_by_side import publish
 from experiments.tables import table
 from ic_jax import programs
-from ic_jax.budget import need
+from ic_jax.budget import need, weight_rows
 from ic_jax.choices import resolve
 from ic_jax.model import Model, Weights, expected_shapes, matrices_as
 from ic_jax.models.layout import Layout
@@ -149,7 +149,7 @@ def layout_of(case: Case) -> MeshShape:
         return MeshShape()
     return choose(
         need(sizes, PROMPTS), case.devices, memory, sizes.dit.num_heads, prompts=PROMPTS,
-        width=gcd(sizes.dit.dim, sizes.dit.ffn_dim),
+        width=weight_rows(sizes),
     )  # fmt: skip
 
 
