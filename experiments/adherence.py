@@ -10,6 +10,7 @@ goes on where it stopped.
 
 import hashlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -261,12 +262,12 @@ def reported_arms(guidance: Guidance) -> tuple[Arm, ...]:
 
 def facts(arguments: Arguments) -> Facts:
     """The command that repeats this run, and how long the model was trained."""
-    given = " ".join(sys.argv[1:])
+    command = shlex.join(["python", "-m", "experiments.adherence", *sys.argv[1:]])
     _, manifest = load(find_model(arguments.model) / "vae.safetensors")
     stages = manifest["trained"].items()
     trained = ", ".join(f"{r['steps']} steps ({name}, {r['minutes']} min)" for name, r in stages)
     sampler = f"{arguments.latent_mask} mask, {arguments.consistency}, {arguments.steps} steps"
-    return Facts(f"python -m experiments.adherence {given}".strip(), sampler, trained)
+    return Facts(command, sampler, trained)
 
 
 def run(study: Study, data: Path) -> tuple[Part, Path]:

@@ -8,6 +8,7 @@ writes experiments/results/recapture.md, .json and .png. Every scene's result is
 
 import hashlib
 import json
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -266,12 +267,12 @@ def contact_sheet(scored: list[Scored], path: Path) -> None:
 
 def facts(arguments: Arguments) -> Facts:
     """The command that repeats this run, and how long the model was trained."""
-    given = " ".join(sys.argv[1:])
+    command = shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]])
     folder = BUNDLED if arguments.model == "nano" else Path(arguments.model)
     _, manifest = load(folder / "vae.safetensors")
     stages = manifest["trained"].items()
     trained = ", ".join(f"{r['steps']} steps ({name}, {r['minutes']} min)" for name, r in stages)
-    return Facts(f"python -m experiments.evaluate {given}".strip(), arguments.steps, trained)
+    return Facts(command, arguments.steps, trained)
 
 
 def main(arguments: Arguments) -> None:

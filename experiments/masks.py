@@ -11,6 +11,7 @@ Writes experiments/results/masks.md, .json and .png. What was measured of each c
 """
 
 import hashlib
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -287,7 +288,7 @@ def main(arguments: Arguments) -> None:
         name: float(np.median([one[f"seconds/{name}"] for half in found for one in half]))
         for name in MASKS if name not in FITTED
     }  # fmt: skip
-    command = " ".join(["python -m experiments.masks", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "experiments.masks", *sys.argv[1:]])
     report(arguments.results, command, SHIPPED, calibration, known, test, pixels, seconds)
 
 

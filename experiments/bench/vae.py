@@ -7,6 +7,7 @@ give --frames 81 --height 480 --width 832.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def page(found: dict[str, dict[str, Any]], base: int, size: Size, rounds: int) -
     apart = max(record["difference"] for record in found.values())
     return "\n".join([
         "# The autoencoder beside diffusers'", "",
-        f"`{' '.join(['python -m experiments.bench.vae', *sys.argv[1:]])}`", "",
+        f"`{shlex.join(['python', '-m', 'experiments.bench.vae', *sys.argv[1:]])}`", "",
         f"**{verdict}**: at most {TARGET} times diffusers' seconds"
         f" (found: {slowest:.2f}), at a lower peak of memory (found: {'yes' if lower else 'no'}).",
         "", *table(["", "", "seconds", "ratio", "peak of the process (least to most)",
