@@ -40,13 +40,13 @@ from experiments.adherence_report import (
     best_guidance,
     report,
 )
+from experiments.autoencoder import decode, encode
 from experiments.classifier import classify
 from experiments.edit_scenes import EditTask, edit_tasks
 from ic_jax.checkpoint import load
 from ic_jax.choices import check, variance_scale
 from ic_jax.geometry.mask import MaskOperator
 from ic_jax.model import Model, find_model, load_model
-from ic_jax.models import wan_vae
 from ic_jax.models.variants import Variant
 from ic_jax.pipeline import Observation, Scene, finish, observe, sample
 from ic_jax.report import psnr_db
@@ -97,9 +97,8 @@ _sample = jax.jit(sample, static_argnames=("sizes", "settings"))
 _finish = jax.jit(finish, static_argnames="sizes")
 
 
-@partial(jax.jit, static_argnames="sizes")
-def _round_trip(sizes, vae, clip: Float[Array, "t h w 3"]) -> Float[Array, "t h w 3"]:
-    return wan_vae.decode(sizes.vae, vae, wan_vae.encode(sizes.vae, vae, clip[None]))[0]
+def _round_trip(sizes, vae, clip: Float[Array, "t h w 3"]) -> Float[np.ndarray, "t h w 3"]:
+    return np.asarray(decode(sizes, vae, encode(sizes, vae, clip)))
 
 
 class Study(NamedTuple):
@@ -125,7 +124,7 @@ def see(study: Study, number: int) -> Source:
     clip, keep = jnp.asarray(task.clip), jnp.asarray(~task.regenerate, jnp.float32)
     scene = Scene(clip, MaskOperator(keep))
     observation = _observe(sizes, study.settings, weights, scene, scene, jax.random.key(number))
-    trip = np.asarray(_round_trip(sizes, weights.vae, clip))
+    trip = _round_trip(sizes, weights.vae, clip)
     return Source(observation, psnr_db(trip, task.clip, ~task.regenerate))
 
 
@@ -220,7 +219,7 @@ def judge_the_judge(study: Study, data: Path) -> dict[str, list]:
     trip = partial(_round_trip, study.model.variant, study.model.weights.vae)
     found["true edits"] = _rights(study, lambda task: task.edited)
     found["true edits after the autoencoder"] = _rights(
-        study, lambda task: np.asarray(trip(jnp.asarray(task.edited)))
+        study, lambda task: trip(jnp.asarray(task.edited))
     )
     return {name: np.asarray(right).tolist() for name, right in found.items()}
 

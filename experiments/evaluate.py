@@ -24,6 +24,7 @@ import tyro
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from experiments.autoencoder import decode, encode
 from experiments.evaluate_report import (
     ARMS,
     DELIVERED,
@@ -48,7 +49,6 @@ from ic_jax.composite import composite
 from ic_jax.fill import push_pull
 from ic_jax.latent_mask import MASKS, LatentMask
 from ic_jax.model import BUNDLED, Model, find_model, load_model
-from ic_jax.models import wan_vae
 from ic_jax.pipeline import Observation, Scene, observe
 from ic_jax.report import psnr_db
 from ic_jax.settings import Settings
@@ -82,16 +82,8 @@ class Arguments:
 
 # One scene ------------------------------------------------------------------------
 
-
-# Compiled once and called often: inlined at every use, the autoencoder takes minutes to compile.
 _observe = jax.jit(observe, static_argnames=("sizes", "settings"))
 _composite = jax.jit(jax.vmap(composite, (0, None, None)))
-_encode = jax.jit(
-    lambda sizes, vae, clip: wan_vae.encode(sizes.vae, vae, clip[None])[0], static_argnums=0
-)
-_decode = jax.jit(
-    lambda sizes, vae, latent: wan_vae.decode(sizes.vae, vae, latent[None])[0], static_argnums=0
-)
 
 
 @partial(jax.jit, static_argnames=("sizes", "settings"))
@@ -107,7 +99,7 @@ def sample(
 def round_trip(model: Model, clip: Float[Array, "t h w 3"]) -> Float[np.ndarray, "t h w 3"]:
     """What the autoencoder makes of a clip."""
     sizes, vae = model.variant, model.weights.vae
-    return np.asarray(_decode(sizes, vae, _encode(sizes, vae, clip)))
+    return np.asarray(decode(sizes, vae, encode(sizes, vae, clip)))
 
 
 class Scored(NamedTuple):
@@ -174,8 +166,7 @@ def sample_arms(
         elif name == "response_open":
             found = response._replace(coverage=jnp.minimum(1, 2 * response.coverage))
         else:
-            encode = partial(_encode, sizes, weights.vae)
-            found = MASKS[name](view.operator, encode, measurement, key)
+            found = MASKS[name](view.operator, partial(encode, sizes, weights.vae), measurement, key)
         # one shape for all masks: one program for all
         return jax.tree.map(lambda part: jnp.broadcast_to(part, measurement.latent.shape), found)
 
@@ -185,7 +176,7 @@ def sample_arms(
         told = observation._replace(mask=mask(construction))
         some = keys[: counts.get(name, arguments.other_samples)]
         latents = sample(sizes, settings, weights, context, told, some)
-        arms[name] = np.stack([np.asarray(_decode(sizes, weights.vae, x)) for x in latents])
+        arms[name] = np.stack([np.asarray(decode(sizes, weights.vae, x)) for x in latents])
     return observation, arms
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from experiments import autoencoder
 from experiments.clip_files import ClipFile
 from experiments.metrics import regions, residual, scores
 from experiments.tasks import TASKS, Task
@@ -28,7 +29,6 @@ from ic_jax import pipeline
 from ic_jax.choices import variance_scale
 from ic_jax.latent_mask import LatentMask
 from ic_jax.model import Model, find_model, load_model
-from ic_jax.models import wan_vae
 from ic_jax.pipeline import Observation
 from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
@@ -38,12 +38,6 @@ from ic_jax.text import embed_prompts
 _observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
 _mask = jax.jit(pipeline.latent_mask, static_argnums=(0, 1))
 _sample = jax.jit(pipeline.sample, static_argnums=(0, 1))
-_encode = jax.jit(
-    lambda sizes, vae, clip: wan_vae.encode(sizes.vae, vae, clip[None])[0], static_argnums=0
-)
-_decode = jax.jit(
-    lambda sizes, vae, latent: wan_vae.decode(sizes.vae, vae, latent[None])[0], static_argnums=0
-)
 _PLAIN = Settings(latent_mask="mean")
 
 
@@ -110,10 +104,10 @@ class Laboratory:
         return _sample(sizes, how, weights, context, observation, _key(kind, number)).x
 
     def encode(self, clip: Float[Array, "t h w 3"]) -> Float[Array, "t2 h2 w2 c"]:
-        return _encode(self.model.variant, self.model.weights.vae, clip)
+        return autoencoder.encode(self.model.variant, self.model.weights.vae, clip)
 
     def decode(self, latent: Float[Array, "t2 h2 w2 c"]) -> Float[np.ndarray, "t h w 3"]:
-        return np.asarray(_decode(self.model.variant, self.model.weights.vae, latent))
+        return np.asarray(autoencoder.decode(self.model.variant, self.model.weights.vae, latent))
 
     # The figures ------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
+from experiments.autoencoder import decode, encode
 from experiments.held_out import FIRST_CALIBRATION_SEED, stored_view
 from experiments.masks_fusion import DECODED, SIGMAS, Calibration, Study, calibrate, fused_errors
 from experiments.masks_report import report
@@ -38,7 +39,6 @@ from ic_jax.geometry.camera import Camera, intrinsics_from_fov
 from ic_jax.geometry.warp import WarpOperator, warp_operator
 from ic_jax.latent_mask import MASKS, LatentMask, MaskConstruction, Measurement, frame_groups
 from ic_jax.model import Model, find_model, load_model
-from ic_jax.models import wan_vae
 from ic_jax.sampling.schedule import TRAIN_TIMESTEPS, Level
 from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
@@ -117,17 +117,11 @@ _still_operator = jax.jit(warp_operator)
 # Measurements ---------------------------------------------------------------------
 
 _fill = jax.jit(fill)
-_encode = jax.jit(
-    lambda sizes, vae, clip: wan_vae.encode(sizes.vae, vae, clip[None])[0], static_argnums=0
-)
-_decode = jax.jit(
-    lambda sizes, vae, latent: wan_vae.decode(sizes.vae, vae, latent[None])[0], static_argnums=0
-)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _mask(name: str, sizes, vae, operator, measurement: Measurement, key: Array) -> LatentMask:
-    return MASKS[name](operator, partial(_encode, sizes, vae), measurement, key)
+    return MASKS[name](operator, partial(encode, sizes, vae), measurement, key)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -163,12 +157,12 @@ def filled(case: Case, how: str) -> Float[Array, "t h w 3"]:
 def measure(model: Model, case: Case, context: Float[Array, "2 l d"], key: Array) -> dict:
     """Every fill's error, every construction's opinion of it, and the generator's own error."""
     sizes, weights = model.variant, model.weights
-    truth = _encode(sizes, weights.vae, case.truth)
+    truth = encode(sizes, weights.vae, case.truth)
     found = {"truth": truth, "visible": case.operator.visible}
     masks, seconds = {}, {}
     for how in FILLS:
         clip = filled(case, how)
-        measurement = Measurement(clip, _encode(sizes, weights.vae, clip))
+        measurement = Measurement(clip, encode(sizes, weights.vae, clip))
         found[f"error/{how}"] = measurement.latent - truth
         masks[f"{how}/oracle"] = oracle(truth)(case.operator, None, measurement, key)
         for name in (name for name in MASKS if name not in FITTED):
@@ -224,9 +218,9 @@ def decoded(model: Model, one: Study, calibration: Calibration) -> dict[str, np.
 
     Per arm: [level of noise, region].
     """
-    decode = lambda latent: np.asarray(_decode(model.variant, model.weights.vae, latent))
-    where, ceiling = regions(one.visible), decode(one.truth)
-    scores = lambda e: list(psnr_by_region(decode(one.truth + e), ceiling, where).values())
+    clip = lambda latent: np.asarray(decode(model.variant, model.weights.vae, latent))
+    where, ceiling = regions(one.visible), clip(one.truth)
+    scores = lambda e: list(psnr_by_region(clip(one.truth + e), ceiling, where).values())
     return {
         name: np.array([scores(e) for e in fused_errors(one, weight, calibration.real())])
         for name, weight in calibration.arms(SHIPPED, DECODED).items()
