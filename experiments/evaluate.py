@@ -166,7 +166,8 @@ def sample_arms(
         elif name == "response_open":
             found = response._replace(coverage=jnp.minimum(1, 2 * response.coverage))
         else:
-            found = MASKS[name](view.operator, partial(encode, sizes, weights.vae), measurement, key)
+            encoder = partial(encode, sizes, weights.vae)
+            found = MASKS[name](view.operator, encoder, measurement, key)
         # one shape for all masks: one program for all
         return jax.tree.map(lambda part: jnp.broadcast_to(part, measurement.latent.shape), found)
 
