@@ -151,7 +151,7 @@ def judge(records: Records) -> list[Verdict]:
                gain(records, MAIN, PLAIN, "spectrum")),
         Verdict(f"in the visible region, within {VISIBLE_TARGET_DB} dB of the VAE round trip of"
                 " the filled warp", _outcome(visible.mean() >= -VISIBLE_TARGET_DB),
-                f"{_interval(visible)} dB, worst scene {visible.min():+.2f} dB"),
+                f"{bootstrap(visible)} dB, worst scene {visible.min():+.2f} dB"),
         *_continuous_mask(records),
     ]  # fmt: skip
 
@@ -164,9 +164,8 @@ def _against_fixed(records: Records, fixed: str, samples: int) -> np.ndarray:
 def _beats(target: str, gains: np.ndarray) -> Verdict:
     """Decided when the interval of the mean gain leaves zero out."""
     interval = bootstrap(gains)
-    decided = interval.low > 0 or interval.high < 0
-    outcome = _outcome(interval.mean > 0) if decided else "Undecided"
-    return Verdict(target, outcome, f"{_interval(gains)} dB")
+    outcome = _outcome(interval.mean > 0) if interval.decided else "Undecided"
+    return Verdict(target, outcome, f"{interval} dB")
 
 
 def _outcome(met: bool) -> str:
@@ -224,7 +223,8 @@ def _differences(records: Records) -> list[str]:
         ]
     rows = [[f"{MAIN}, against", "in", "gain in dB", "scenes won"], ["---"] * 4]
     for rival, name, values in gains:
-        rows.append([rival, name, _interval(values), f"{100 * np.nanmean(values > 0):.0f} %"])
+        won = f"{100 * np.nanmean(values > 0):.0f} %"
+        rows.append([rival, name, str(bootstrap(values)), won])
     return [*_lines(rows), ""]
 
 
@@ -241,11 +241,6 @@ def _spread(
 ) -> str:
     three = np.nanmean(values), np.nanmedian(values), worst(values)
     return " / ".join(f"{unit * value:.{digits}f}" for value in three)
-
-
-def _interval(values: np.ndarray) -> str:
-    mean, low, high = bootstrap(values)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _cameras(records: Records) -> str:

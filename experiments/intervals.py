@@ -1,33 +1,28 @@
-"""How sure a study is: means with intervals, paired comparisons, shares and ranks."""
+"""How sure a study is: means and shares with their intervals."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 
 class Interval(NamedTuple):
-    """A mean, and the ends of its 95 % interval."""
+    """A mean, and the ends of its 95 % interval: nan where one value says nothing of others."""
 
     mean: float
     low: float
     high: float
 
-
-class Comparison(NamedTuple):
-    """One method against another on the same clips with the same seeds."""
-
-    gain: Interval
-    won: float
-    """Share of the clips in which the first is better; a tie counts half."""
-    clips: int
-    """How many clips have something to compare."""
-
     @property
     def decided(self) -> bool:
-        """Whether the interval of the gain leaves zero out."""
-        return self.gain.low > 0 or self.gain.high < 0
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        """Signed, as differences are shown, to two decimals."""
+        if np.isnan(self.low):
+            return f"{self.mean:+.2f}"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def bootstrap(
@@ -35,47 +30,16 @@ def bootstrap(
 ) -> Interval:
     """Mean of paired differences (or any values), with its 95 % percentile bootstrap interval.
 
-    Values that are not finite are left out: those clips have nothing to compare. All three are
-    nan where none is left.
+    Values that are not finite are left out: those clips have nothing to compare. The ends are
+    nan where fewer than two are left, and the mean where none is.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
-    if not len(values):
-        return Interval(np.nan, np.nan, np.nan)
+    if len(values) < 2:
+        return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
     return Interval(float(values.mean()), float(low), float(high))
-
-
-def compare(
-    ours: Float[np.ndarray, "clips *seeds"],
-    theirs: Float[np.ndarray, "clips *seeds"],
-    higher_is_better: bool = True,
-) -> Comparison:
-    """The paired gain of one method over another: positive where ours is better.
-
-    Clips are resampled, not seeds: a clip's seeds share its difficulty, so they are averaged
-    first. Clips with a figure that is not finite are left out.
-    """
-    with np.errstate(invalid="ignore"):
-        differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    differences = differences.reshape(len(differences), -1).mean(1)
-    gains = differences[np.isfinite(differences)] * (1 if higher_is_better else -1)
-    won = float(np.mean((np.sign(gains) + 1) / 2)) if len(gains) else np.nan
-    return Comparison(bootstrap(gains), won, len(gains))
-
-
-def mean_ranks(
-    values: Float[np.ndarray, "methods clips"], higher_is_better: bool = True
-) -> Float[np.ndarray, "methods"]:
-    """Each method's rank among all (1 is best, ties share), averaged over clips.
-
-    Clips with a nan are left out; nan where none is left.
-    """
-    complete = values[:, ~np.isnan(values).any(0)]
-    if not complete.shape[1]:
-        return np.full(len(values), np.nan)
-    return rankdata(-complete if higher_is_better else complete, axis=0).mean(1)
 
 
 def wilson(right: int, n: int) -> Interval:

@@ -36,25 +36,25 @@ def claims(contamination, white, prediction, calibration, decoded, shipped) -> R
         ["push-pull contaminates 20 to 45 times less than black",
          f"{ratio.min():.0f} to {ratio.max():.0f} times within 16 pixels",
          "confirmed" if ratio.min() >= 20 else "weaker" if ratio.min() > 1 else "overturned"],
-        ["other frames first is a better fill than push-pull alone", f"{interval(fills)} dB",
+        ["other frames first is a better fill than push-pull alone", f"{bootstrap(fills)} dB",
          wins(fills)],
         ["a weight that follows the noise level beats the best fixed one (by 1.3 dB)",
-         f"{interval(db('response', FIXED))} dB", wins(db("response", FIXED))],
+         f"{bootstrap(db('response', FIXED))} dB", wins(db("response", FIXED))],
         [f"the response beats coverage alone (best here: {best_coverage})",
-         f"{interval(db('response', best_coverage))} dB", wins(db("response", best_coverage))],
+         f"{bootstrap(db('response', best_coverage))} dB", wins(db("response", best_coverage))],
         ["the mask's own encoding is worse than mean down-sampling",
-         f"{interval(db('mean', 'encoded'))} dB", wins(db("mean", "encoded"))],
+         f"{bootstrap(db('mean', 'encoded'))} dB", wins(db("mean", "encoded"))],
         ["the response ranks the errors best",
          f"Spearman {ranks['response']:.2f} against {next_best:.2f} of the next",
          "confirmed" if ranks["response"] > next_best else "overturned"],
-        ["channels matter little with a good fill (0.2 dB)", f"{interval(channel)} dB",
+        ["channels matter little with a good fill (0.2 dB)", f"{bootstrap(channel)} dB",
          "confirmed" if abs(channel.mean()) <= 0.5 else "overturned"],
         ["the raw variance overstates the error 2 to 3 times", f"{overstated:.1f} times",
          "overturned" if overstated < 1 else "weaker" if overstated < 2 else
          "confirmed" if overstated <= 3 else "stronger"],
-        ["the gate costs latent error (by 0.7 dB)", f"{interval(db(NO_GATE, 'response'))} dB",
+        ["the gate costs latent error (by 0.7 dB)", f"{bootstrap(db(NO_GATE, 'response'))} dB",
          wins(db(NO_GATE, "response"))],
-        ["… and saves decoded holes (8 dB at r = 0.3)", f"{interval(gate)} dB PSNR without it",
+        ["… and saves decoded holes (8 dB at r = 0.3)", f"{bootstrap(gate)} dB PSNR without it",
          wins(gate)],
     ]  # fmt: skip
 
@@ -83,9 +83,4 @@ def verdict(values, below: str, above: str) -> str:
 
 
 def judged(values, below: str, above: str) -> str:
-    return f"{interval(values)} {verdict(values, below, above)}"
-
-
-def interval(values) -> str:
-    mean, low, high = bootstrap(values)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{bootstrap(values)} {verdict(values, below, above)}"

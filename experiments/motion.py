@@ -63,11 +63,3 @@ def motion_ratio(
     """
     true = motion(truth, region)
     return motion(clip, region) / true if true else float("nan")
-
-
-def flow_magnitude(
-    flow: Float[np.ndarray, "pairs h w 2"], valid: Bool[np.ndarray, "pairs h w"]
-) -> float:
-    """Mean length of a flow over valid pixels, in pixels per frame; nan without any."""
-    lengths = np.linalg.norm(flow, axis=-1)[valid]
-    return float(lengths.mean()) if lengths.size else float("nan")

@@ -149,11 +149,10 @@ def gain(page: Page, row: str, name: str) -> Float[np.ndarray, " n"]:
 
 
 def _interval(values: Float[np.ndarray, " n"]) -> str:
-    mean, low, high = bootstrap(values)
-    if np.isnan(mean):
+    found = bootstrap(values)
+    if np.isnan(found.mean):
         return "–"  # equal to the truth, or nothing there
-    text = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return f"**{found}**" if found.decided else str(found)
 
 
 def _plot(page: Page, path: Path) -> None:

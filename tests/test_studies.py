@@ -97,6 +97,14 @@ def test_the_page_shows_gains_with_the_right_sign_and_says_which_are_decided(tmp
     assert (tmp_path / "study_trial.png").stat().st_size > 1000
 
 
+def test_a_single_task_decides_nothing(tmp_path):
+    one = lambda value: [dict.fromkeys(studies_report.GAINS, value)]
+    page = studies_report.Page({"base": one(20.0), "better": one(21.0)}, "base", None)
+    studies_report.write(page, "single", "python -m single", MODEL, tmp_path)
+    gains = (tmp_path / "study_single.md").read_text().split("## Against the default")[1]
+    assert "| better | +1.00 | +1.00 | +1.00 | -1.00 |" in gains
+
+
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(laboratory, "load_model", lambda path: MODEL)
