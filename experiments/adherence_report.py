@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from experiments.intervals import bootstrap, wilson
+from experiments.rounding import rounded
 from experiments.scenes import COLOURS, SHAPES
+from experiments.tables import table
 
 NEW, OLD, NONE = "new prompt", "old prompt", "no prompt"
 NOTHING = "nothing"
@@ -121,7 +123,7 @@ def report(
         "with_shadow": {**with_shadow._asdict(), "guidance": with_shadow.guidance._asdict()},
         "object_alone": {**object_alone._asdict(), "guidance": object_alone.guidance._asdict()},
     }
-    return page, json.dumps(_rounded(raw)) + "\n"
+    return page, json.dumps(rounded(raw)) + "\n"
 
 
 def judge(with_shadow: Part, object_alone: Part, rights: dict[str, list]) -> list[Verdict]:
@@ -182,7 +184,7 @@ def _masked(part: Part) -> str:
 
 
 def _arm_table(title: str, arms: dict[str, Records]) -> list[str]:
-    rows = [[title, "n", "success", "colour", "shape", "unchanged", "loss in dB"], ["---"] * 7]
+    head, rows = [title, "n", "success", "colour", "shape", "unchanged", "loss in dB"], []
     for name, records in arms.items():
         colour, shape = agreement(records).T
         columns = successes(records), colour, shape, agreement(records, "before").all(1)
@@ -191,16 +193,16 @@ def _arm_table(title: str, arms: dict[str, Records]) -> list[str]:
             name, str(len(records)), *(_shown(_share(column)) for column in columns),
             f"{loss.mean():.2f} / {loss.max():.2f}",
         ])  # fmt: skip
-    return [*_lines(rows), ""]
+    return table(head, rows)
 
 
 def _classifier_table(rights: dict[str, list]) -> list[str]:
-    rows = [["", "n", "colour", "shape", "both"], ["---"] * 5]
+    rows = []
     for name, right in rights.items():
         colour, shape = np.array(right).T
         shares = (_shown(_share(column)) for column in (colour, shape, colour & shape))
         rows.append([name, str(len(right)), *shares])
-    return [*_lines(rows), ""]
+    return table(["", "n", "colour", "shape", "both"], rows)
 
 
 def _guided(records: Records, guidance: Guidance) -> Records:
@@ -226,15 +228,3 @@ def _percent(share):
 
 def _last(records):
     return max(record["task"] for record in records)
-
-
-def _lines(rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from experiments.intervals import bootstrap
+from experiments.rounding import rounded
 from experiments.spectrum import FEWEST_GRADIENTS, OCTAVES
+from experiments.tables import table
 
 MAIN = "mean, bayes_draw"
 PLAIN = "no consistency"
@@ -103,7 +105,7 @@ def report(records: Records, natural: list[float], facts: Facts) -> tuple[str, s
         "natural_round_trip_psnr_db": natural,
         "scenes": records,
     }
-    return page, json.dumps(_rounded(raw)) + "\n"
+    return page, json.dumps(rounded(raw)) + "\n"
 
 
 # Figures --------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def _continuous_mask(records: Records) -> list[Verdict]:
 
 
 def _table(records: Records) -> list[str]:
-    rows = [["", "n", *COLUMNS.values()], ["---"] * (2 + len(COLUMNS))]
+    rows = []
     for row in records[0]["rows"]:
         samples = str(count(records, row)) if row in (*ARMS, DELIVERED) else "–"
         cells = []
@@ -202,7 +204,7 @@ def _table(records: Records) -> list[str]:
             worst = np.nanmax if name == "spectrum" else np.nanmin
             cells.append(_spread(figure(records, row, name), worst=worst))
         rows.append([row, samples, *cells])
-    return [*_lines(rows), ""]
+    return table(["", "n", *COLUMNS.values()], rows)
 
 
 def _differences(records: Records) -> list[str]:
@@ -221,15 +223,11 @@ def _differences(records: Records) -> list[str]:
             (rival, f"hole PSNR, mean of {few}", gain(records, MAIN, rival, "hole_of_mean", few)),
             (rival, "spectrum", gain(records, MAIN, rival, "spectrum")),
         ]
-    rows = [[f"{MAIN}, against", "in", "gain in dB", "scenes won"], ["---"] * 4]
+    rows = []
     for rival, name, values in gains:
         won = f"{100 * np.nanmean(values > 0):.0f} %"
         rows.append([rival, name, str(bootstrap(values)), won])
-    return [*_lines(rows), ""]
-
-
-def _lines(rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return table([f"{MAIN}, against", "in", "gain in dB", "scenes won"], rows)
 
 
 def _each(records: Records, name: str) -> np.ndarray:
@@ -245,14 +243,3 @@ def _spread(
 
 def _cameras(records: Records) -> str:
     return ", ".join(dict.fromkeys(record["camera"] for record in records))
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        # JSON has no nan: a scene without such a figure has none
-        return round(float(value), 4) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import matplotlib
 
+from experiments import tables
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
@@ -85,7 +87,7 @@ def page(facts: Facts, chance: Distances, table: list[Record], curve: list[Recor
         "## Verdicts", "", *verdicts(chance, table, curve), "",
     ]  # fmt: skip
     for problem in chance:
-        lines += [f"## {problem.capitalize()}", "", *comparison(problem, chance, table), ""]
+        lines += [f"## {problem.capitalize()}", "", *comparison(problem, chance, table)]
     return "\n".join(lines + ["## What refinement buys", "", *bought(chance, curve), ""])
 
 
@@ -142,7 +144,7 @@ def comparison(problem: str, chance: Distances, table: list[Record]) -> list[str
         found = [_only(table, label, n) for n in steps]
         cells = [cell for row in found for cell in _cells(row.distances[problem])]
         rows.append([label, f"{found[0].calls_per_step:.3g}", *cells])
-    return _markdown(["method", "calls", *heads], rows)
+    return tables.table(["method", "calls", *heads], rows)
 
 
 def bought(chance: Distances, curve: list[Record]) -> list[str]:
@@ -153,7 +155,7 @@ def bought(chance: Distances, curve: list[Record]) -> list[str]:
         cells = [row.label, str(row.steps), str(row.inner or "–"), f"{row.calls:.0f}"]
         rows.append(cells + w2)
     heads = ["method", "steps", "inner", "calls", *(f"W2, {problem}" for problem in CURVES)]
-    return [*_markdown(heads, rows), "", "![W2 against calls](gaussian.png)"]
+    return [*tables.table(heads, rows), "![W2 against calls](gaussian.png)"]
 
 
 def plot(chance: Distances, curve: list[Record], path: Path) -> None:
@@ -184,8 +186,3 @@ def _cells(distances: dict[str, float]) -> list[str]:
 
 def _short(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"
-
-
-def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
-    line = lambda cells: f"| {' | '.join(cells)} |"
-    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]

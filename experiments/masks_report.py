@@ -34,6 +34,7 @@ from experiments.masks_fusion import (
     white_db,
 )
 from experiments.masks_verdicts import IN_USE, REGIONS, Rows, against, claims
+from experiments.tables import table
 from ic_jax.latent_mask import MASKS
 
 matplotlib.use("Agg")
@@ -88,9 +89,9 @@ def report(
     (results / "masks.json").write_text(json.dumps(rounded, indent=1) + "\n")
 
     fills = list(test)
-    by_fill = lambda table: [
-        [name, *(_db(table[how], name) for how in fills)]
-        for name in table[shipped] if any(name in table[how] for how in fills)
+    by_fill = lambda scores: [
+        [name, *(_db(scores[how], name) for how in fills)]
+        for name in scores[shipped] if any(name in scores[how] for how in fills)
     ]  # fmt: skip
     text = "\n".join([
         "# Latent masks on known truth", "", f"`{command}`", "",
@@ -107,48 +108,50 @@ def report(
         " decoded fusion against the truth's own round trip: higher is better. A verdict is"
         " passed where the interval leaves zero out. Where the gate is min(1, 2a), coverage counts"
         " below one half alone.", "",
-        *_table(
+        *table(
+            ["mask", "latent, white error", "latent, generator's error", "seam PSNR", "whole PSNR",
+             "encodes", "seconds"],
             against(white[shipped], real[shipped], decoded, seconds),
-            "mask | latent, white error | latent, generator's error | seam PSNR | whole PSNR |"
-            " encodes | seconds",
         ),
         "## How far a hole reaches", "",
         "Mean squared latent error in latents that hold no hole, by the pixels between them and"
         " the nearest one.", "",
-        *_table(
+        *table(
+            ["fill", "0–4", "4–8", "8–16", "16–32"],
             [[how, *(f"{x:.2g}" for x in contamination[how])] for how in fills],
-            "fill | 0–4 | 4–8 | 8–16 | 16–32",
         ),
         "## Who predicts the error", "",
         f"Visible latents (mean coverage above ½), fill: {shipped}, then push-pull. Spearman's"
         " rank correlation of prediction and squared error; Gaussian negative log-likelihood in"
         " nats, through a table of 12 bins fitted on the calibration clips, and for the variance"
         " itself at scale 1 → calibrated.", "",
-        *_table(_prediction_rows(prediction), "mask | Spearman | NLL by table | NLL of v | scale"),
+        *table(["mask", "Spearman", "NLL by table", "NLL of v", "scale"],
+               _prediction_rows(prediction)),
         "## What it is worth: an estimate with white error", "",
         "Latent error in dB of (1 - h) estimate + h measurement, the estimate wrong by white"
         f" noise: mean over deviations r = {', '.join(map(str, WHITE))}, and over clips, holes"
         " included.", "",
-        *_table(by_fill(white), "weight | " + " | ".join(fills)),
+        *table(["weight", *fills], by_fill(white)),
         "## What it is worth: the generator's own estimate", "",
         "The same, with the clean estimate that the generator makes of the noised true latent,"
         " told the caption (natural clips: nothing), and with r² per noise level and channel from"
         f" the calibration clips. Mean over σ = {', '.join(map(str, SIGMAS))}. The generator sees"
         " the noised truth inside holes as well, so its error there is that of hard content, not"
         " of a hole it has had to invent.", "",
-        *_table(_prior_rows(facts), "σ | error², seen latents | hidden latents | ratio |"
-                " correlation of neighbours in a row | in time | with the measurement's error"),
-        *_table(by_fill(real), "weight | " + " | ".join(fills)),
+        *table(["σ", "error², seen latents", "hidden latents", "ratio",
+                "correlation of neighbours in a row", "in time", "with the measurement's error"],
+               _prior_rows(facts)),
+        *table(["weight", *fills], by_fill(real)),
         "## Decoded", "",
         "PSNR in dB of the fusion with the generator's estimate, decoded, against the truth's own"
         " round trip; fill in use, mean over σ and clips; seam: seen, within 8 pixels of a hole."
         " The last columns are the seam by noise level.", "",
-        *_table(_decoded_rows(decoded), "weight | " + " | ".join(REGIONS) + " | "
-                + " | ".join(f"seam, σ = {sigma}" for sigma in SIGMAS)),
+        *table(["weight", *REGIONS, *(f"seam, σ = {sigma}" for sigma in SIGMAS)],
+               _decoded_rows(decoded)),
         "## A first study's claims", "",
         "Differences in dB are of the table with white error (negative: the claim's first is"
         " better), with 95 % paired bootstrap intervals over clips.", "",
-        *_table(verdicts, "claim | here | verdict"),
+        *table(["claim", "here", "verdict"], verdicts),
     ])  # fmt: skip
     (results / "masks.md").write_text(text)
     print(text)
@@ -262,12 +265,6 @@ def _db(table: dict[str, np.ndarray], name: str) -> str:
 
 def _means(tables: dict[str, dict[str, np.ndarray]]) -> dict:
     return {how: {name: v.mean() for name, v in table.items()} for how, table in tables.items()}
-
-
-def _table(rows: Rows, header: str) -> list[str]:
-    columns = header.split(" | ")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
 def _device() -> str:

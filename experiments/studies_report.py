@@ -1,7 +1,6 @@
 """What a study says: a table, paired gains over the default with intervals, and a plot."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.intervals import bootstrap
+from experiments.rounding import rounded
 from experiments.tables import table
 from ic_jax.delivery import environment
 from ic_jax.model import Model
@@ -80,7 +80,7 @@ def write(page: Page, name: str, command: str, model: Model, results: Path) -> N
     ])  # fmt: skip
     _plot(page, stem.with_suffix(".png"))
     raw = {"command": command, "made": made, **page._asdict()}
-    stem.with_suffix(".json").write_text(json.dumps(_rounded(raw)) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(rounded(raw)) + "\n")
     stem.with_suffix(".md").write_text(text)
     print(text)
 
@@ -176,13 +176,3 @@ def _plot(page: Page, path: Path) -> None:
     figure_.tight_layout()
     figure_.savefig(path)
     plt.close(figure_)
-
-
-def _rounded(value, round_: Callable = lambda x: round(float(x), 4)):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return round_(value) if np.isfinite(value) else None
-    return value
