@@ -84,6 +84,18 @@ def test_a_camera_that_stays_changes_nothing_at_all():
     np.testing.assert_array_equal(operator.visible, 1.0)
 
 
+def test_a_slanted_plane_has_the_depth_where_each_ray_meets_it():
+    """So closely that inverse depth must have been interpolated, which is linear over its image."""
+    x = (np.arange(WIDTH) + 0.5 - WIDTH / 2) / INTRINSICS[0, 0]
+    slope, pose = np.array([-0.8, -0.4, 0.4, 0.8])[:, None, None], np.eye(4)
+    pose[0, 3] = 0.2
+    of_plane = lambda shift: (3 + slope * shift) / (1 - slope * x)  # z = 3 + slope x
+    depth = jnp.asarray(np.broadcast_to(of_plane(0), (4, HEIGHT, WIDTH)), jnp.float32)
+    operator = build(depth, still(4), camera(pose, INTRINSICS, 4), edges=False)
+    off = np.abs(operator.surface / of_plane(pose[0, 3]) - 1)[operator.visible == 1]
+    assert off.size > 0.8 * depth.size and off.max() < 1e-4
+
+
 def test_a_magnified_plane_has_no_cracks_and_looks_interpolated():
     zooms = (1.5, 2.0, 3.0, 4.0)
     photograph = resize(astronaut()[:384], (HEIGHT, WIDTH), anti_aliasing=True) * 2 - 1
