@@ -89,7 +89,7 @@ def slide():
     source = camera(poses, intrinsics, FRAMES)
     target = camera(poses[FRAMES // 2], intrinsics, FRAMES)
     clip = jnp.asarray(np.stack([texture(f) for f in range(FRAMES)]), jnp.float32)
-    depth = jnp.full((FRAMES, HEIGHT, WIDTH), DEPTH)
+    depth = jnp.full((FRAMES, HEIGHT, WIDTH), DEPTH, jnp.float32)
     operator = jax.jit(warp_operator)(depth, source, target)
     return operator, clip, jax.jit(WarpOperator.apply)(operator, clip)
 
@@ -104,6 +104,28 @@ def test_other_frames_give_back_the_true_colours(slide):
     np.testing.assert_allclose(found, np.stack([truth] * FRAMES), atol=2e-3)
     smooth = np.asarray(push_pull(warped, operator.visible))
     assert np.abs(smooth - truth)[hole].mean() > 0.1
+
+
+def test_the_nearest_frame_that_sees_a_place_fills_it(slide):
+    operator, clip, _ = slide
+    number = np.arange(FRAMES, dtype=np.float32)[:, None, None, None] / FRAMES
+    numbered = jnp.asarray(np.broadcast_to(number, clip.shape))
+    warped = jax.jit(WarpOperator.apply)(operator, numbered)
+    found, _ = from_other_frames(operator, numbered, warped, operator.visible)
+    visible = np.asarray(operator.visible)
+    hidden = (visible[0] == 0) & (visible[1] == 1)
+    assert hidden.any()
+    np.testing.assert_allclose(np.asarray(found[0])[hidden], 1 / FRAMES, atol=1e-3)
+
+
+def test_a_depth_edge_that_the_operator_keeps_may_fill(slide):
+    operator, clip, _ = slide
+    step = np.array(operator.depth)
+    step[:, :, WIDTH // 2 :] *= 2
+    still = operator._replace(depth=jnp.asarray(step), source=operator.target)
+    nothing = jnp.zeros_like(clip)
+    _, weight = from_other_frames(still, clip, nothing, nothing[..., 0])
+    np.testing.assert_allclose(weight, 1, atol=1e-3)
 
 
 def test_what_was_observed_is_kept_even_where_other_frames_disagree(slide):
