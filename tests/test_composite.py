@@ -19,6 +19,12 @@ def test_holes_are_generated_and_what_is_far_from_them_is_warped():
     assert (np.diff(row) >= 0).all() and 0 < np.isin(row, (-1, 1), invert=True).sum()
 
 
+def test_left_alone_the_seam_reaches_two_pixels_into_what_is_seen():
+    visible = jnp.ones((1, 9, 16)).at[:, :, :6].set(0)
+    row = composite(jnp.zeros((1, 9, 16, 3)), jnp.ones((1, 9, 16, 3)), visible)[0, 4, :, 0]
+    np.testing.assert_allclose(row[5:10], [0, 1 / 3, 2 / 3, 1, 1], atol=1e-6)
+
+
 def test_everything_seen_is_the_warp_and_nothing_seen_is_generated():
     ones = jnp.ones((1, 5, 7))
     assert (np.asarray(seam(ones, 1)) == 1).all()

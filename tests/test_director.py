@@ -1,5 +1,7 @@
 """Bytes go to the device and come back from it, and are those that floats would have been."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,12 @@ def test_levels_at_which_nothing_would_happen_are_refused(settings, complaint):
     with pytest.raises(InputError, match=complaint):
         resolve(settings, model)
     assert resolve(Settings(refresh_at=0.24, guided_from=0.24), model).refresh_at == 0.24
+
+
+def test_an_edit_is_guided_as_the_model_recommends_for_edits_unless_told_otherwise():
+    model = Model("tiny", replace(TINY, edit_guidance_scale=7.0), None, {})
+    guided = lambda scale, editing: (
+        resolve(Settings(guidance_scale=scale), model, editing).guidance_scale
+    )
+    assert (guided(None, True), guided(2.5, True)) == (7.0, 2.5)
+    assert guided(None, False) == TINY.guidance_scale
