@@ -319,6 +319,36 @@ def test_red_diff_rests_where_data_and_prior_balance():
     np.testing.assert_allclose(x.mean(), expected, atol=0.02)
 
 
+def one_descent(method):
+    """From x to the mean after a step at σ = 0.4, and what that was made from, in numpy."""
+    sigma, x, y, known = 0.4, normal(0), normal(4), uneven()
+    after = stepping(method, y, known, level(sigma, 0.3))(x).x
+    _, *keys = jax.random.split(KEY, 3)
+    drawn = (jax.random.normal(key, SHAPE) for key in keys)
+    arrays = x, y, known.weight(1.0), *drawn
+    return after, sigma, *(np.asarray(array, np.float64) for array in arrays)
+
+
+def said(mean, noise, sigma):
+    """Of a mean with this noise in it, by the model."""
+    return exact((1 - sigma) * mean + sigma * noise, level(sigma, 0.3))
+
+
+def test_red_diff_descends_as_its_paper_says():
+    """λ/SNR (noise predicted - noise put in), and the proximal map of ½ ‖h (μ - y)‖²."""
+    after, sigma, x, y, h, noise, _ = one_descent(red_diff())
+    mean = x - 0.25 * sigma / (1 - sigma) * (said(x, noise, sigma).noise - noise)
+    np.testing.assert_allclose(after, (mean + h**2 * y) / (1 + h**2), atol=1e-5)
+
+
+def test_flair_follows_the_models_noise_by_as_much_as_there_is_signal():
+    after, sigma, x, y, h, first, fresh = one_descent(flair())
+    alpha, explained = 1 - sigma, (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+    noise = alpha * said(x, first, sigma).noise + np.sqrt(1 - alpha**2) * fresh
+    mean = x + explained * (said(x, noise, sigma).clean - x)
+    np.testing.assert_allclose(after, mean + h * (y - mean), atol=1e-5)
+
+
 def test_flair_trusts_the_model_as_far_as_it_explains():
     """With a model that explains nothing, only the measurement moves the mean."""
     x, y = normal(0), normal(4)
