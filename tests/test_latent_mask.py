@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
+from scipy.optimize import nnls
 
 from ic_jax.errors import InputError
-from ic_jax.kernel_fit import fit_kernel
+from ic_jax.kernel_fit import fit_kernel, missing_neighbours
 from ic_jax.latent_mask import (
     CONTENTS,
     KERNEL,
@@ -176,6 +177,14 @@ def test_downsampled_mask_ignores_the_leak_and_the_encoded_one_shows_it(built):
     np.testing.assert_allclose(mask.coverage, np.broadcast_to(shown, LATENT), atol=1e-5)
 
 
+def test_a_channel_that_hardly_tells_white_from_black_takes_the_others_word(measurement):
+    faint = lambda clip: encode(clip).at[..., 3].set(1e-3 * encode(clip)[..., 0] ** 3)
+    construct = jax.jit(lambda visible: encoded(Seen(visible), faint, measurement, KEY))
+    share = construct(one_hole()).coverage
+    assert share[2, 0, 1, 0] < 0.4
+    np.testing.assert_allclose(share[..., 3], share[..., 0], atol=1e-5)
+
+
 def test_response_is_no_further_than_the_encoder_reaches(built):
     variance = np.asarray(built["response"](one_hole(), KEY).variance)
     inside = np.zeros(LATENT[:3], bool)
@@ -263,6 +272,24 @@ def test_fitted_kernel_predicts_what_it_was_fitted_to(measurement):
     assert fitted.shape == WEIGHTS.shape and (fitted >= 0).all()
     for found, errors in zip(of(fitted), of(WEIGHTS)):
         np.testing.assert_allclose(found, errors, rtol=0.02, atol=1e-3)
+
+
+def test_large_errors_scatter_most_and_decide_least():
+    """Neighbours' weights are found beside a latent's own that is a thousand times as large."""
+    rng = np.random.default_rng(2)
+    shares = [rng.integers(0, 2, (3, 20, 20, 1)).astype(np.float32) for _ in range(3)]
+    truth = np.full(KERNEL, 0.02)
+    truth[own := (-1, 1, 1)] = 20
+    rows = [missing_neighbours(share) for share in shares]
+    means = [(row @ truth.ravel()).reshape(share.shape) for row, share in zip(rows, shares)]
+    errors = [mean * rng.chisquare(1, mean.shape) for mean in means]
+    plain, _ = nnls(np.concatenate(rows), np.concatenate(errors).ravel())
+
+    def off(weights):
+        apart = np.abs(weights.reshape(KERNEL) - truth)
+        return apart.sum() - apart[own]
+
+    assert off(fit_kernel(shares, errors)) < off(plain) / 3
 
 
 # Contents of the hole -------------------------------------------------------------------
