@@ -21,8 +21,8 @@ import numpy as np
 import tyro
 from jaxtyping import Array
 
+from experiments.bench.side_by_side import in_turns, medians
 from experiments.flops import matrix_flops
-from experiments.overhead import side_by_side
 from experiments.tables import table
 from ic_jax import pipeline
 from ic_jax.course import Part
@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> None:
     programs, timed, raw = {}, {}, {}
     for name in METHODS:
         programs[name], timed[name] = compiled_step(name)
-    seconds = side_by_side(timed, arguments.repeats)
+    seconds = medians(in_turns(timed, arguments.repeats))
     memory = {name: p.memory_analysis().temp_size_in_bytes for name, p in programs.items()}
     flops = {
         model: {name: step_flops(name, VARIANTS[model]) for name in METHODS} for model in MODELS

@@ -7,8 +7,6 @@ FLOPs are counted on paper, checked against XLA's own count, and carried over to
 """
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.bench.side_by_side import in_turns, medians
+from experiments.tables import table
 from ic_jax.cost import dit_flops
 from ic_jax.latent_mask import LatentMask
 from ic_jax.model import expected_shapes
@@ -98,19 +98,6 @@ def random_like(shapes, seed: int):
     return jax.tree.map(draw, shapes)
 
 
-def side_by_side(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns so that all see the same machine."""
-    times = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(repeats):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def time_step(sizes: Variant, repeats: int) -> dict[str, float]:
     """The guided denoiser, and each rule: in a loop, as in the sampler, and called by itself."""
     grid = latent_grid(sizes)
@@ -130,7 +117,7 @@ def time_step(sizes: Variant, repeats: int) -> dict[str, float]:
     for name, rule in RULES.items():
         calls[name] = lambda apply=jax.jit(in_a_loop(rule)): apply(*arrays[:-1])
         calls[f"{name}, one call"] = lambda apply=jax.jit(correction(rule)): apply(*arrays, key)
-    seconds = side_by_side(calls, repeats)
+    seconds = medians(in_turns(calls, repeats))
     return seconds | {name: seconds[name] / LOOP for name in RULES}
 
 
@@ -155,12 +142,12 @@ class Arguments:
     results: Path = Path("experiments/results")
 
 
-def _shares(seconds: dict[str, float], rule: str) -> str:
+def _shares(seconds: dict[str, float], rule: str) -> list[str]:
     cells = []
     for name in (rule, f"{rule}, one call"):
         own, whole = seconds[name], seconds["denoiser"]
         cells.append(f"{1e3 * own:.3f} of {1e3 * whole:.1f} ms = {100 * own / whole:.2f} %")
-    return " | ".join(cells)
+    return cells
 
 
 def main(arguments: Arguments) -> None:
@@ -173,12 +160,10 @@ def main(arguments: Arguments) -> None:
         for rule in RULES:
             extra = correction_flops(RULES[rule], grid, 16)
             raw["flops"][f"{name}, {rule}"] = {"denoiser": denoiser, "correction": extra}
-            timed = _shares(seconds, rule) if name == "nano" else "– | –"
+            timed = _shares(seconds, rule) if name == "nano" else ["–", "–"]
             size = f"{sizes.frames}×{sizes.height}×{sizes.width}"
-            rows.append(
-                f"| {name} {size} | {rule} | {timed} |"
-                f" {extra:.3g} of {denoiser:.3g} = {100 * extra / denoiser:.2g} % |"
-            )
+            counted = f"{extra:.3g} of {denoiser:.3g} = {100 * extra / denoiser:.2g} %"
+            rows.append([f"{name} {size}", rule, *timed, counted])
     shares = [seconds[rule] / seconds["denoiser"] for rule in RULES]
     shares += [counts["correction"] / counts["denoiser"] for counts in raw["flops"].values()]
     verdict = "Met" if max(shares) <= TARGET else "Not met"
@@ -187,8 +172,8 @@ def main(arguments: Arguments) -> None:
         "`python -m experiments.overhead`", "",
         f"**{verdict}**: at most {100 * TARGET:.0f} % of the denoiser; the largest share found is"
         f" {100 * max(shares):.2f} %.", "",
-        "| model and clip | rule | time in the loop | time of a call by itself | FLOPs |",
-        "| --- | --- | --- | --- | --- |", *rows, "",
+        *table(["model and clip", "rule", "time in the loop", "time of a call by itself", "FLOPs"],
+               rows),
         f"Median of {arguments.repeats} calls in turns on {jax.devices()[0].device_kind},"
         f" {jax.device_count()} device, jax {jax.__version__}. Denoiser: the prompt and no prompt"
         " in one batched call. The correction runs in a compiled loop, as it does in the sampler"

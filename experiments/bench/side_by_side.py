@@ -35,6 +35,11 @@ def in_turns(calls: dict[str, Call], rounds: int) -> Times:
     return times
 
 
+def medians(times: Times) -> dict[str, float]:
+    """The median seconds of each call."""
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
 def ratio(times: Times, name: str, reference: str) -> float:
     """Median over rounds of one call's seconds over those of `reference` in the same round."""
     return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
