@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 from convert import umt5, wan_dit, wan_vae
 from convert.folder import plan_conversion, write_conversion
 from convert.keymap import export_state
+from experiments.tables import table
 from ic_jax.model_folder import load_component, read_manifest
 from ic_jax.models.variants import VARIANTS
 from ic_jax.models.wan_dit import WanDiT
@@ -231,10 +232,10 @@ def report(raw: dict) -> str:
     bound = converted["largest"] + 2 * GIB
     within = "Within" if converted["anonymous_peak"] <= bound else "Beyond"
     agrees = "Agrees" if compared["largest_difference"] <= TOLERANCE else "Disagrees"
-    row = lambda name, r: (
-        f"| {name} | {r['seconds']} s | {r['anonymous_before'] / GIB:.2f} |"
-        f" {r['anonymous_peak'] / GIB:.2f} | {r['resident_peak'] / GIB:.2f} |"
-    )
+    measures = "anonymous_before", "anonymous_peak", "resident_peak"
+    row = lambda name, r: [
+        name, f"{r['seconds']} s", *(f"{r[measure] / GIB:.2f}" for measure in measures)
+    ]
     count = sum(converted["parameters"].values())
     parts = ", ".join(f"{name} {n:,}" for name, n in converted["parameters"].items())
     return "\n".join([
@@ -244,10 +245,12 @@ def report(raw: dict) -> str:
         f" {count:,} parameters ({parts}).", "",
         f"**{within}** the bound on host memory, the largest stacked tensor"
         f" ({converted['largest'] / GIB:.2f} GiB) and 2 GiB more: {bound / GIB:.2f} GiB.", "",
-        "| | time | anonymous memory before, GiB | at its peak, GiB | peak with file pages, GiB |",
-        "| --- | --- | --- | --- | --- |",
-        row("convert to a model folder", converted),
-        row("load the transformer, as stored", loaded), "",
+        *table(
+            ["", "time", "anonymous memory before, GiB", "at its peak, GiB",
+             "peak with file pages, GiB"],
+            [row("convert to a model folder", converted),
+             row("load the transformer, as stored", loaded)],
+        ),
         "Each ran in a process of its own. Anonymous memory (RssAnon, sampled every 20 ms) is what"
         " the process itself holds; the last column (VmHWM) also counts pages of mapped files,"
         " which the kernel takes back when they are needed elsewhere. Converting reads every source"

@@ -13,6 +13,7 @@ import tyro
 from jaxtyping import Float, UInt8
 
 from experiments.natural_clips import SOURCES, natural_clips
+from experiments.tables import table
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
 _REPORT = Path("experiments/results/scenes.md")
@@ -46,7 +47,7 @@ def report(scenes, natural) -> str:
     """The table per octave: root mean square gradient of both kinds of clip, and their ratio."""
     ours, theirs = mean_spectrum(scenes), mean_spectrum(natural)
     rows = [
-        f"| 1/{1 / low:.0f} to 1/{1 / high:.0f} | {a:.4f} | {b:.4f} | {a / b:.2f} |"
+        [f"1/{1 / low:.0f} to 1/{1 / high:.0f}", f"{a:.4f}", f"{b:.4f}", f"{a / b:.2f}"]
         for low, high, a, b in zip(OCTAVES[:-1], OCTAVES[1:], ours, theirs, strict=True)]
     frames, height, width = scenes.shape[1:4]
     return "\n".join([
@@ -56,7 +57,7 @@ def report(scenes, natural) -> str:
         f"{len(scenes)} training scenes and {len(natural)} natural clips (as many of each of "
         f"{', '.join(sum(SOURCES.values(), ()))}), {frames}x{height}x{width}. Root mean square of "
         "the luma gradient's spectrum, luma in [0, 1], Hann window, mean over clips.", "",
-        "| octave, cycles per pixel | scenes | natural | ratio |", "|---|---|---|---|", *rows, "",
+        *table(["octave, cycles per pixel", "scenes", "natural", "ratio"], rows),
         f"Largest deviation: {100 * np.abs(ours / theirs - 1).max():.0f} %.", ""])
 
 
