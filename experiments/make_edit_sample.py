@@ -6,9 +6,12 @@ after experiments.make_sample, whose clip.json it completes.
 """
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jaxtyping import Bool
 
 from experiments.edit_scenes import MARGIN, Look, box_mask, grown, object_boxes, replaced
@@ -32,15 +35,23 @@ def ball_mask(frames: int, height: int, width: int) -> Bool[np.ndarray, "t h w"]
     return box_mask(boxes, height, width)
 
 
-def main() -> None:
+@dataclass
+class Arguments:
+    """Make the bundled edit."""
+
+    out: Path = BUNDLED
+    """Folder with clip.json, which also gets clip_mask.mp4."""
+
+
+def main(arguments: Arguments) -> None:
     sizes = VARIANTS["nano"]
     mask = ball_mask(sizes.frames, sizes.height, sizes.width)
     white = np.where(mask[..., None], 255, 0).astype(np.uint8)
-    write_video(BUNDLED / "clip_mask.mp4", np.repeat(white, 3, axis=-1), FPS)
-    file = BUNDLED / "clip.json"
+    write_video(arguments.out / "clip_mask.mp4", np.repeat(white, 3, axis=-1), FPS)
+    file = arguments.out / "clip.json"
     edit = caption(replaced(demo_scene(), RED_BALL, BLUE_CUBE))
     file.write_text(json.dumps(json.loads(file.read_text()) | {"edit": edit}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Arguments))

@@ -1,6 +1,8 @@
-"""How good the warp is, and what it costs: python -m experiments.splat_quality
+"""How good the warp is, and what it costs.
 
-Prints and writes results/splat_quality.md: error against bicubic interpolation on a magnified
+    python -m experiments.splat_quality
+
+writes experiments/results/splat_quality.md: error against bicubic interpolation on a magnified
 plane, a real stereo pair warped left to right, seconds and memory at two sizes.
 """
 
@@ -8,6 +10,7 @@ import multiprocessing
 import platform
 import resource
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import skimage
+import tyro
 from skimage.data import astronaut, stereo_motorcycle
 
+from experiments.tables import table
 from ic_jax.geometry import (
     Camera,
     WarpOperator,
@@ -28,7 +33,6 @@ from ic_jax.geometry import (
     warp_operator,
 )
 
-RESULT = Path(__file__).parent / "results" / "splat_quality.md"
 ZOOMS = (1.0, 1.5, 2.0, 3.0, 4.0)
 SIZES = ((17, 64, 96), (81, 480, 832))
 
@@ -99,13 +103,13 @@ def zoom_table() -> list[str]:
     source = Camera(jnp.eye(4), intrinsics_from_fov(60.0, height, width))
     depth = jnp.full((height, width), 4.0)
     warp = jax.jit(warp_frame)
-    lines = ["| zoom | PSNR against bicubic, dB | least visible |", "|---|---|---|"]
+    rows = []
     for zoom in ZOOMS:
         pose = trajectory("zoom_in", 2, 4.0, 1 - 1 / zoom)[1]
         warped, visible = warp(photograph, depth, source, source._replace(c2w=pose))
         error = psnr(warped, bicubic_zoom(photograph, zoom))
-        lines.append(f"| {zoom:g} | {error:.1f} | {visible.min():.3f} |")
-    return lines
+        rows.append([f"{zoom:g}", f"{error:.1f}", f"{visible.min():.3f}"])
+    return table(["zoom", "PSNR against bicubic, dB", "least visible"], rows)
 
 
 def cleaned_share() -> float:
@@ -118,20 +122,18 @@ def cleaned_share() -> float:
 def stereo_table() -> list[str]:
     scene = stereo_scene(*stereo_motorcycle())
     baseline, reached = nearest_splat(scene)
-    lines = ["| warp | PSNR where visible, dB | visible | PSNR where all are, dB |",
-             "|---|---|---|---|"]
-    rows = [("nearest pixel", baseline, reached)]
+    warps = [("nearest pixel", baseline, reached)]
     for name, edges in (("ours, every pixel", False), ("ours, edges cleaned", True)):
         warped, visible = jax.jit(warp_frame, static_argnames="edges")(
             scene.left, scene.depth, scene.left_camera, scene.right_camera, keep=scene.known,
             edges=edges,
         )
-        rows.append((name, np.asarray(warped), np.asarray(visible) > 0.5))
-    shared = np.all([seen for *_, seen in rows], axis=0)
-    for name, warped, seen in rows:
+        warps.append((name, np.asarray(warped), np.asarray(visible) > 0.5))
+    shared, rows = np.all([seen for *_, seen in warps], axis=0), []
+    for name, warped, seen in warps:
         alone, together = (psnr(warped[where], scene.right[where]) for where in (seen, shared))
-        lines.append(f"| {name} | {alone:.2f} | {seen.mean():.1%} | {together:.2f} |")
-    return lines
+        rows.append([name, f"{alone:.2f}", f"{seen.mean():.1%}", f"{together:.2f}"])
+    return table(["warp", "PSNR where visible, dB", "visible", "PSNR where all are, dB"], rows)
 
 
 def bumpy_scene(frames: int, height: int, width: int) -> tuple[jax.Array, Camera, Camera]:
@@ -143,7 +145,7 @@ def bumpy_scene(frames: int, height: int, width: int) -> tuple[jax.Array, Camera
     return jnp.broadcast_to(jnp.float32(depth), (frames, height, width)), source, target
 
 
-def cost(size: tuple[int, int, int]) -> str:
+def cost(size: tuple[int, int, int]) -> list[str]:
     """One row: wall and processor seconds after compilation, and the memory they added."""
     scene = bumpy_scene(*size)
     clip = jnp.ones((*size, 3))
@@ -160,18 +162,24 @@ def cost(size: tuple[int, int, int]) -> str:
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         cells.append(f"{wall:.3g} ({processor:.3g})")
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-    return f"| {'×'.join(map(str, size))} | {' | '.join(cells)} | {added:.2f} |"
+    return ["×".join(map(str, size)), *cells, f"{added:.2f}"]
 
 
 def cost_table() -> list[str]:
-    lines = ["| clip | build, s | apply, s | adjoint, s | memory added, GiB |"]
-    lines.append("|---|---|---|---|---|")
     # a fresh process each, whose peak of memory is its own
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return lines + pool.map(cost, SIZES, chunksize=1)
+        rows = pool.map(cost, SIZES, chunksize=1)
+    return table(["clip", "build, s", "apply, s", "adjoint, s", "memory added, GiB"], rows)
 
 
-def main() -> None:
+@dataclass
+class Arguments:
+    """Measure the warp's quality and cost."""
+
+    results: Path = Path("experiments/results")
+
+
+def main(arguments: Arguments) -> None:
     text = "\n".join([
         "# Quality and cost of the warp",
         "",
@@ -182,23 +190,22 @@ def main() -> None:
         "## A fronto-parallel photograph (384×512) under zoom",
         "",
         *zoom_table(),
-        "",
         "## A real stereo pair: left photograph warped to the right one",
         "",
         "500×741, true disparity, known for 92.7 % of the pixels; the rest are dropped.",
         f"Cleaning edges drops {cleaned_share():.1%} more.",
         "",
         *stereo_table(),
-        "",
         "## Cost",
         "",
         "Wall seconds (processor seconds), without compilation; other work may share the machine.",
         "",
         *cost_table(),
-    ]) + "\n"
+    ])
     print(text)
-    RESULT.write_text(text, encoding="utf-8")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    (arguments.results / "splat_quality.md").write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Arguments))
