@@ -33,7 +33,7 @@ from experiments.masks_fusion import (
     visible_pairs,
     white_db,
 )
-from experiments.masks_verdicts import IN_USE, REGIONS, Rows, against, claims
+from experiments.masks_verdicts import REFERENCE, REGIONS, Rows, against, claims
 from experiments.tables import table
 from ic_jax.latent_mask import MASKS
 
@@ -64,10 +64,10 @@ def report(
     facts = {sigma: prior_facts(test[shipped], sigma) for sigma in SIGMAS}
     decoded = {name: np.stack([one[name] for one in pixels]) for name in DECODED}
     verdicts = claims(contamination, white, prediction, calibration, decoded, shipped)
-    scale = calibration.scales[IN_USE]
+    scale = calibration.scales[REFERENCE]
 
     results.mkdir(parents=True, exist_ok=True)
-    reliability(*visible_pairs(test[shipped], IN_USE), scale[shipped], results / "masks.png")
+    reliability(*visible_pairs(test[shipped], REFERENCE), scale[shipped], results / "masks.png")
     raw = {
         "variance_scale": {n: round(s[shipped], 4) for n, s in calibration.scales.items()},
         "scales_by_fill": calibration.scales,
@@ -102,8 +102,8 @@ def report(
         f"**Scale of the response's variance: {scale[shipped]:.3f}** (with the fill in use; "
         + ", ".join(f"{how} {value:.2f}" for how, value in scale.items())
         + "). ![reliability](masks.png)", "",
-        "## Every mask against the one in use", "",
-        f"Each less `{IN_USE}`, with the fill in use ({shipped}, then push-pull), paired over"
+        "## Every mask against the response mask", "",
+        f"Each less `{REFERENCE}`, with the fill in use ({shipped}, then push-pull), paired over"
         " clips, 95 % bootstrap intervals. Latent error in dB: lower is better. PSNR of the"
         " decoded fusion against the truth's own round trip: higher is better. A verdict is"
         " passed where the interval leaves zero out. Where the gate is min(1, 2a), coverage counts"
@@ -205,8 +205,8 @@ def real_table(some: list[Study], calibration: Calibration, how: str) -> dict[st
 
 def _best_fixed(score, calibration: Calibration, how: str) -> np.ndarray:
     """The best of the fixed weights, chosen on the very clips it is shown on."""
-    scale = calibration.scales[IN_USE][how]
-    return min((score(fixed(IN_USE, scale, r**2)) for r in WHITE), key=np.mean)
+    scale = calibration.scales[REFERENCE][how]
+    return min((score(fixed(REFERENCE, scale, r**2)) for r in WHITE), key=np.mean)
 
 
 # The page -------------------------------------------------------------------------
