@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from ic_jax.kernel_fit import fit_kernel
 from ic_jax.latent_mask import LatentMask, Measurement, kernel
+from ic_jax.mask_error import MaskError, variance_scale
 from ic_jax.sampling.consistency import unit_gaussian
 
 WITH_VARIANCE = ("probes", "response", "response_open", "jacobian", "kernel")
@@ -89,7 +90,9 @@ def calibrate(halves: list[Half]) -> tuple[Calibration, list[Half]]:
         for half in halves
     ]
     scales = {
-        name: {how: best_scale(*visible_pairs(some, name)) for how, some in halves[0].items()}
+        name: {
+            how: variance_scale(mask_errors(some, name), name) for how, some in halves[0].items()
+        }
         for name in WITH_VARIANCE
     }
     some = next(iter(known.values()))
@@ -116,11 +119,16 @@ def _with_kernel(study: Study, weights) -> Study:
     return study._replace(masks=study.masks | {"kernel": found})
 
 
-def best_scale(predicted: np.ndarray, actual: np.ndarray) -> float:
-    """Ratio of means, with every latent weighed by 1 / (1 + v): errors beyond a unit prior's
-    variance change no fusion weight much, and shall not decide the scale alone."""
-    weight = 1 / (1 + predicted)
-    return float((weight * actual).sum() / (weight * predicted).sum())
+def mask_errors(some: list[Study], mask: str) -> list[MaskError]:
+    """A mask's variance beside the squared error, as the calibration of a model sees them."""
+    return [
+        MaskError(
+            study.masks["mean"].coverage,
+            {mask: np.broadcast_to(study.masks[mask].variance, study.error.shape)},
+            study.error**2,
+        )
+        for study in some
+    ]
 
 
 # Prediction -----------------------------------------------------------------------
