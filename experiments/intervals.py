@@ -18,11 +18,13 @@ class Interval(NamedTuple):
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
 
+    def __format__(self, spec: str) -> str:
+        """Each figure by `spec`: as differences are shown, with a sign and two decimals."""
+        mean, low, high = (format(figure, spec or "+.2f") for figure in self)
+        return mean if np.isnan(self.low) else f"{mean} [{low}, {high}]"
+
     def __str__(self) -> str:
-        """Signed, as differences are shown, to two decimals."""
-        if np.isnan(self.low):
-            return f"{self.mean:+.2f}"
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return format(self)
 
 
 def bootstrap(

@@ -48,3 +48,19 @@ def test_the_arms_are_compared_at_their_calls_and_the_default_is_the_librarys(la
     np.testing.assert_allclose(ours, plain.x, atol=1e-5)
     (cached,) = reuse.decoded(lab, arms["fixed, 3 in a row"], range(1))
     assert 1e-4 < np.abs(cached - ours).max() < np.abs(ours).max()
+
+
+def test_losses_are_paired_and_those_beyond_chance_stand_out():
+    tasks = lambda *values: [dict.fromkeys(reuse.Regions._fields, value) for value in values]
+    arm = lambda steps, reused, *values: {
+        "steps": steps, "reused": reused, "to_truth": tasks(*values), "near": [40.0, 50.0],
+    }  # fmt: skip
+    raw = {
+        reuse.DEFAULT: arm(4, [], 20.0, 30.0) | {"near": []},
+        "worse": arm(4, [1, 3], 19.5, 29.0),
+        "mixed": arm(2, [], 20.5, 29.0),
+    }
+    text = reuse.page(raw, "tiny", "a machine")
+    assert "| worse | 4 | 2 | 24.25 | 24.25 | 24.25 | 24.25 | 45.0 |" in text
+    assert "| worse | 2 | **-0.750 [-1.000, -0.500]** |" in text
+    assert "| mixed | 2 | -0.250 [-1.000, +0.500] |" in text

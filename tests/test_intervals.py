@@ -38,4 +38,5 @@ def test_one_value_has_a_mean_and_decides_nothing():
 def test_an_interval_is_decided_where_it_leaves_zero_out_and_shows_signs():
     above, around = bootstrap(np.array([1.0, 1.0])), bootstrap(np.array([-1.0, 1.0]))
     assert above.decided and bootstrap(np.array([-1.0, -1.0])).decided and not around.decided
+    assert f"{above:.0f}" == "1 [1, 1]"
     assert str(above) == "+1.00 [+1.00, +1.00]" and str(around) == "+0.00 [-1.00, +1.00]"

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
 from experiments.bench.side_by_side import machine, publish
+from experiments.intervals import bootstrap
 from experiments.laboratory import Laboratory
 from experiments.metrics import Regions, psnr_by_region, regions
 from experiments.tables import table
@@ -136,6 +137,36 @@ def quality(lab: Laboratory, number: int, clip: np.ndarray) -> dict[str, float]:
     return psnr_by_region(clip, np.asarray(lab.task(TASK, number).truth), where)
 
 
+def page(raw: dict[str, dict], model: str, made_on: str) -> str:
+    """The page in Markdown, of what is stored of each arm."""
+    rows, losses = [], []
+    for name, arm in raw.items():
+        calls, near = str(arm["steps"] - len(arm["reused"])), arm["near"]
+        figures = {region: psnr(arm, region) for region in Regions._fields}
+        means = [f"{np.nanmean(values):.2f}" for values in figures.values()]
+        fidelity = f"{np.mean(near):.1f}" if near else "–"
+        rows.append([name, str(arm["steps"]), calls, *means, fidelity])
+        if name != DEFAULT:
+            paired = [bootstrap(figures[r] - psnr(raw[DEFAULT], r)) for r in Regions._fields]
+            shown = (f"**{one:+.3f}**" if one.decided else f"{one:+.3f}" for one in paired)
+            losses.append([name, calls, *shown])
+    tasks = len(raw[DEFAULT]["to_truth"])
+    return "\n".join([
+        "# Timestep caching: quality for calls", "", "`python -m experiments.bench.reuse`", "",
+        f"{made_on}. Model {model}, {tasks} new views; PSNR in dB.", "",
+        *table(["arm", "steps", "calls of the blocks", *Regions._fields, "to the default's"], rows),
+        "## Against the default", "",
+        "Difference of PSNR in dB, mean over views with 95 % paired bootstrap intervals. **Bold**:"
+        " the interval leaves zero out.", "",
+        *table(["arm", "calls of the blocks", *Regions._fields], losses),
+    ])  # fmt: skip
+
+
+def psnr(arm: dict, region: str) -> Float[np.ndarray, " tasks"]:
+    """To the true view, per task; nan where a task has no such region."""
+    return np.array([figures[region] for figures in arm["to_truth"]])
+
+
 @dataclass
 class Arguments:
     """Measure the quality cost of timestep caching."""
@@ -155,22 +186,15 @@ def main(arguments: Arguments) -> None:
     steps = lab.model.variant.steps
     found = arms(lab, steps, others)
     clips = {name: decoded(lab, flags, numbers) for name, flags in tqdm(found.items())}
-    raw, rows = {}, []
+    raw = {}
     for name, flags in found.items():
         figures = [quality(lab, number, clip) for number, clip in zip(numbers, clips[name])]
         near = [psnr_db(a, b) for a, b in zip(clips[name], clips[DEFAULT]) if name != DEFAULT]
-        raw[name] = {"reused": np.flatnonzero(flags).tolist(), "to_truth": figures, "near": near}
-        means = [np.nanmean([row[region] for row in figures]) for region in Regions._fields]
-        rows.append([
-            name, str(len(flags)), str(calls_of(flags)), *(f"{mean:.2f}" for mean in means),
-            f"{np.mean(near):.1f}" if near else "–",
-        ])  # fmt: skip
-    text = "\n".join([
-        "# Timestep caching: quality for calls", "", "`python -m experiments.bench.reuse`", "",
-        f"{machine()}. Model {arguments.model}, {arguments.tasks} new views; PSNR in dB.", "",
-        *table(["arm", "steps", "calls of the blocks", *Regions._fields, "to the default's"], rows),
-    ])  # fmt: skip
-    publish(arguments.results, "bench_reuse", text, raw)
+        raw[name] = {
+            "steps": len(flags), "reused": np.flatnonzero(flags).tolist(), "to_truth": figures,
+            "near": near,
+        }  # fmt: skip
+    publish(arguments.results, "bench_reuse", page(raw, arguments.model, machine()), raw)
 
 
 if __name__ == "__main__":
