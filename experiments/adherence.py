@@ -52,6 +52,7 @@ from ic_jax.pipeline import Observation, Scene, finish, observe, sample
 from ic_jax.report import psnr_db
 from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
+from ic_jax.video import to_uint8
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -147,11 +148,7 @@ def judged(study: Study, number: int, arm: Arm, source: Source) -> Judged:
         "round_trip_outside_db": source.round_trip_db,
         "masked": float(task.regenerate.mean()), "seconds": time.time() - began,
     }  # fmt: skip
-    return Judged(record, _bytes(clip[-1]))
-
-
-def _bytes(frame) -> np.ndarray:
-    return np.round((np.clip(frame, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return Judged(record, to_uint8(clip[-1]))
 
 
 # All of them ----------------------------------------------------------------------
@@ -242,7 +239,8 @@ def contact_sheet(
         task = study.tasks[number]
         masked = np.where(task.regenerate[-1, ..., None], 1.0, task.clip[-1])
         made = [one.frame for one in kept(folder, study, int(number), reported_arms(guidance))]
-        for axis, frame in zip(row, (_bytes(masked), _bytes(task.edited[-1]), *made), strict=True):
+        shown = to_uint8(masked), to_uint8(task.edited[-1]), *made
+        for axis, frame in zip(row, shown, strict=True):
             axis.imshow(frame, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])

@@ -53,6 +53,7 @@ from ic_jax.pipeline import Observation, Scene, observe
 from ic_jax.report import psnr_db
 from ic_jax.settings import Settings
 from ic_jax.text import embed_prompts
+from ic_jax.video import to_uint8
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -141,7 +142,7 @@ def evaluate_scene(model: Model, arguments: Arguments, number: int) -> Scored:
     }
     holes = _with_holes(observation.observed, view.operator.visible)
     shown = view.truth, holes, smooth, arms[MAIN][0], arms[MAIN].mean(0)
-    return Scored(record, np.stack([_bytes(clip[-1]) for clip in shown]))
+    return Scored(record, np.stack([to_uint8(np.asarray(clip[-1])) for clip in shown]))
 
 
 def sample_arms(
@@ -197,10 +198,6 @@ def _with_holes(warped, visible):
     """Holes in a colour that no scene has."""
     seen = np.asarray(visible)[..., None]
     return seen * np.asarray(warped) + (1 - seen) * np.array([1.0, -1.0, 1.0])
-
-
-def _bytes(frame) -> np.ndarray:
-    return np.round((np.clip(np.asarray(frame), -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 # All of them ----------------------------------------------------------------------
