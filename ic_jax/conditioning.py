@@ -30,18 +30,14 @@ class Conditioning(NamedTuple):
 
 
 def condition(
-    clip: Float[Array, "t h w 3"],
-    known: Float[Array, "t h w"] | Bool[Array, "t h w"],
-    encode: Encode,
+    clip: Float[Array, "t h w 3"], known: Bool[Array, "t h w"], encode: Encode
 ) -> Float[Array, "t2 h2 w2 d"]:
     """The mask (4 channels) and the masked latent, to follow the noisy latent on its channels.
 
-    `clip` is in [-1, 1]; `known` is 1 where a pixel is given, and counts as given above one half:
-    these models were trained on binary masks. `encode` gives normalised latents, one for frame 0
-    and one for every four frames after it. Where nothing at all is known everything is 0, the
-    latent too, which is not what a grey clip encodes to.
+    `clip` is in [-1, 1]; `encode` gives normalised latents, one for frame 0 and one for every
+    four frames after it. Where nothing at all is known everything is 0, the latent too, which is
+    not what a grey clip encodes to.
     """
-    known = known > 0.5
     latent = encode(masked_video(clip, known))
     mask = mask_channels(known, clip.shape[1] // latent.shape[1])
     shown = jnp.concatenate([mask, latent], axis=-1)

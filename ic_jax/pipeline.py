@@ -103,7 +103,8 @@ def observe(
     mask = latent_mask(sizes, settings, weights, scene.operator, measurement, key, layout)
     conditioning = None
     if sizes.conditioning is not None:
-        conditioning = _conditioning(sizes, weights, measurement, visible > 0.5, encode, layout)
+        known = visible > 0.5  # image models were trained on binary masks
+        conditioning = _conditioning(sizes, weights, measurement, known, encode, layout)
         if not settings.conditioning:
             conditioning = jax.tree.map(jnp.zeros_like, conditioning)
     return Observation(observed, visible, measurement, mask, conditioning)

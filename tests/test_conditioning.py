@@ -87,17 +87,10 @@ def test_a_known_first_frame_is_image_to_video():
     np.testing.assert_array_equal(shown[..., 4:], encode(video))
 
 
-def test_a_pixel_is_known_above_one_half():
-    known = known_of(1)
-    soft = jnp.where(known, 0.51, 0.5)
-    expected = condition(clip_of(0), known, encode)
-    np.testing.assert_array_equal(condition(clip_of(0), soft, encode), expected)
-
-
 def test_nothing_known_is_zeros_and_one_pixel_is_not():
-    clip, nothing = clip_of(0), jnp.zeros((T, H, W))
+    clip, nothing = clip_of(0), jnp.zeros((T, H, W), bool)
     assert not condition(clip, nothing, encode).any()
-    assert condition(clip, nothing.at[0, 0, 0].set(1), encode)[..., 4:].all()
+    assert condition(clip, nothing.at[0, 0, 0].set(True), encode)[..., 4:].all()
 
 
 def test_compiles_and_maps_over_clips():

@@ -161,12 +161,13 @@ def test_an_image_model_is_told_what_was_observed_and_may_be_told_nothing(moved,
 
 
 def test_what_an_image_model_is_shown_is_the_known_part_alone(moved):
-    weights = tiny_weights(SHOWN)
-    observation = observe(SHOWN, QUICK, weights, moved, moved, KEY)
+    """A pixel is known if more than half of it was seen."""
+    weights, known = tiny_weights(SHOWN), moved.operator.visible == 1
+    half_seen = moved.operator._replace(visible=jnp.where(known, 0.51, jnp.float32(0.5)))
+    observation = observe(SHOWN, QUICK, weights, moved._replace(operator=half_seen), moved, KEY)
     channels, tokens = observation.conditioning
     latent = observation.measurement.latent
     assert channels.shape == (*latent.shape[:3], 4 + CHANNELS) and tokens.shape == (257, 8)
-    known = moved.operator.visible > 0.5
     masked = jnp.where(known[..., None], observation.measurement.clip, 0.0)
     expected = wan_vae.encode(SHOWN.vae, weights.vae, masked[None])[0]
     np.testing.assert_allclose(channels[..., 4:], expected, atol=1e-5)
