@@ -149,9 +149,14 @@ def test_a_kernel_is_had_by_name_where_the_platform_has_it():
     assert "tpu_custom_call" in lowered(kernel("splash", "tpu"), "tpu", jnp.float32)
     assert "custom_call" not in lowered(kernel("chunked", "tpu"), "tpu", jnp.bfloat16)
     assert kernel("cudnn", "gpu") is KERNELS["cudnn"] and kernel("chunked") is chunked
-    for name, platform in (("splash", None), ("splash", "gpu"), ("cudnn", "tpu")):
-        with pytest.raises(InputError, match=f"{name} does not run on .*; leave the choice out"):
+    for name, platform, instead in (
+        ("splash", None, "cpu; Layout() uses chunked there"),
+        ("splash", "gpu", "gpu; Layout() uses chunked or cudnn there"),
+        ("cudnn", "tpu", "tpu; Layout() uses chunked or splash there"),
+    ):
+        with pytest.raises(InputError) as refused:
             kernel(name, platform)
+        assert str(refused.value) == f"attention {name} does not run on {instead}"
     with pytest.raises(InputError, match="unknown attention 'flash'; one of chunked, cudnn"):
         kernel("flash")
 

@@ -78,7 +78,9 @@ def _is_wide(q: Float[Array, "b l h d"]) -> bool:
 def kernel(name: str, platform: str | None = None) -> Attend:
     """The implementation of that name, in place of `attention`'s own choice.
 
-    `platform` is what it will run on, "cpu", "gpu", "cuda" or "tpu"; None for JAX's default.
+    The transformer takes it from the layout that `director.direct` and `pipeline` are given,
+    as `Layout(attend=kernel("chunked"))`, and for text likewise as `attend_context`. `platform`
+    is what it will run on, "cpu", "gpu", "cuda" or "tpu"; None for JAX's default.
 
     Raises:
         InputError: an unknown name, or a kernel that the platform does not have.
@@ -86,8 +88,9 @@ def kernel(name: str, platform: str | None = None) -> Attend:
     if name not in KERNELS:
         raise InputError(f"unknown attention {name!r}; one of {', '.join(KERNELS)}")
     platform = platform or jax.default_backend()
-    if platform not in _ONLY_ON.get(name, (platform,)):
+    there = [known for known in KERNELS if platform in _ONLY_ON.get(known, (platform,))]
+    if name not in there:
         raise InputError(
-            f"attention {name} does not run on {platform}; leave the choice out, or take chunked"
+            f"attention {name} does not run on {platform}; Layout() uses {' or '.join(there)} there"
         )
     return KERNELS[name]
