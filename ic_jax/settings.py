@@ -7,7 +7,7 @@ from .models.variants import Variant
 
 @dataclass(frozen=True)
 class Settings:
-    """How a clip is sampled; None means the model's own recommendation."""
+    """How a clip is sampled; None means the model's own recommendation, or the method's."""
 
     latent_mask: str = "mean"
     """Latent mask: nearest, mean, min, encoded, probes, response, response_open, jacobian or
@@ -31,7 +31,8 @@ class Settings:
     guided_to: float = 0.0
     """Lowest noise level at which the measurement acts, in [0, 1]."""
     refresh_at: float | None = None
-    """Noise level at which the holes are filled again, from the sample, and encoded: once."""
+    """Noise level at which the holes are filled again, from the sample, and encoded: once. None
+    for never."""
     solver: str | None = None
     """How predictions make the next latent: euler, flow_euler, unipc or dpmpp_2m."""
     steps: int | None = None
