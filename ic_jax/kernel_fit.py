@@ -53,7 +53,9 @@ def _fit_channel(
     return weights
 
 
-def _solve(gram: Float[np.ndarray, "k k"], moment: Float[np.ndarray, " k"]):
+def _solve(
+    gram: Float[np.ndarray, "k k"], moment: Float[np.ndarray, " k"]
+) -> Float[np.ndarray, " k"]:
     """min ‖A w - b‖ over w ≥ 0, from AᵀA and Aᵀb."""
     ridge = RIDGE * max(np.trace(gram) / len(gram), 1e-12)
     lower = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))

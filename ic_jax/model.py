@@ -1,6 +1,7 @@
 """A model in memory: its sizes, its weights, and what was measured about it."""
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -111,7 +112,14 @@ def find_model(path: str | Path) -> Path:
 
 
 def identify(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The variant's name and the calibration, without reading large weights."""
+    """The variant's name and the calibration.
+
+    No weights of a converted model are read. Where there are two files, as of the bundled model,
+    that of the autoencoder is, a few MB, and its checksums are compared.
+
+    Raises:
+        InputError: a manifest, or such a file, that is missing, damaged or foreign.
+    """
     if _is_two_files(folder):
         _, manifest = load(folder / "vae.safetensors")
     else:
@@ -145,7 +153,7 @@ def expected_shapes(sizes: Variant) -> dict[str, PyTree]:
     return {name: tree["params"] for name, tree in trees.items()}
 
 
-def matrices_as(dtype: str):
+def matrices_as(dtype: str) -> Callable[[str, np.ndarray], np.ndarray]:
     """A cast of what is multiplied in `dtype`; norms, modulation and time stay as they are."""
 
     def cast(name: str, leaf: np.ndarray) -> np.ndarray:
@@ -162,7 +170,7 @@ def _as_float32(name: str, leaf: np.ndarray) -> np.ndarray:
     return leaf.astype(np.float32, copy=False)
 
 
-def _cast_of(network: str, sizes: Variant):
+def _cast_of(network: str, sizes: Variant) -> Callable[[str, np.ndarray], np.ndarray]:
     return _as_float32 if network == "vae" else matrices_as(sizes.dtype)
 
 

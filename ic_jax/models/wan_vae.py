@@ -81,7 +81,9 @@ class Stream:
         """Whether the chunk at hand begins the clip."""
         return not self.past
 
-    def extend(self, layer: nn.Module, x: Float[Array, "b t h w c"], frames: int):
+    def extend(
+        self, layer: nn.Module, x: Float[Array, "b t h w c"], frames: int
+    ) -> Float[Array, "b t2 h w c"]:
         """x with the `frames` frames before it in front: zeros where the clip begins."""
         name = "/".join(layer.path)
         blank = jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype)
@@ -90,7 +92,9 @@ class Stream:
         return x
 
 
-def per_frame(function, x: Float[Array, "b t ..."]) -> Float[Array, "b t ..."]:
+def per_frame(
+    function: Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]], x: Float[Array, "b t ..."]
+) -> Float[Array, "b t ..."]:
     """Apply a function of images to every frame."""
     y = function(x.reshape(-1, *x.shape[2:]))
     return y.reshape(*x.shape[:2], *y.shape[1:])
@@ -387,20 +391,24 @@ class WanVAE(nn.Module):
         self.quant = Conv(2 * self.config.latent_channels, (1, 1, 1))
         self.post_quant = Conv(self.config.latent_channels, (1, 1, 1))
 
-    def moments(self, clip: Float[Array, "b t h w 3"], stream: Stream):
+    def moments(
+        self, clip: Float[Array, "b t h w 3"], stream: Stream
+    ) -> list[Float[Array, "b t2 h2 w2 c"]]:
         """Mean and log-variance of the latent."""
         p = self.config.patch
         # Channel order of Wan 2.2's patches: colour, then column, then row.
         x = rearrange(clip, "b t (h p) (w q) c -> b t h w (c q p)", p=p, q=p)
         return jnp.split(self.quant(self.encoder(x, stream)), 2, axis=-1)
 
-    def reconstruct(self, z: Float[Array, "b t h w c"], stream: Stream):
+    def reconstruct(
+        self, z: Float[Array, "b t h w c"], stream: Stream
+    ) -> Float[Array, "b t2 h2 w2 3"]:
         """The clip of a raw latent, not clamped."""
         p = self.config.patch
         x = self.decoder(self.post_quant(z), stream)
         return rearrange(x, "b t h w (c q p) -> b t (h p) (w q) c", p=p, q=p)
 
-    def __call__(self, clip: Float[Array, "b t h w 3"]):
+    def __call__(self, clip: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
         """Every parameter once, for `init`."""
         mean, _ = self.moments(clip, Stream())
         return self.reconstruct(mean, Stream())

@@ -35,7 +35,9 @@ class Level(NamedTuple):
     timestep: Float[Array | np.ndarray, "*n"]
 
 
-def shifted(sigma, shift: float):
+def shifted(
+    sigma: Float[Array | np.ndarray, "*n"] | float, shift: float
+) -> Float[Array | np.ndarray, "*n"] | float:
     """s σ / (1 + (s-1) σ): for s > 1, more steps where there is more noise.
 
     Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206), eq. 23.
