@@ -91,8 +91,10 @@ def side_by_side(
             elif len(reel.finished) < len(reel.windows):
                 active.append(reel)
             else:
-                told = reel.fit, reel.finished, reel.observed, reel.visible, reel.seconds
-                yield reel.name, joined(settings, *told)
+                take = joined(
+                    settings, reel.fit, reel.finished, reel.observed, reel.visible, reel.seconds
+                )
+                yield reel.name, take
 
 
 def window(sizes: Variant, settings: Settings, layout: Layout = Layout()) -> Callable[..., Window]:

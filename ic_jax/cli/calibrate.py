@@ -62,8 +62,9 @@ class Calibrate:
             contexts = _contexts(folder, sizes, prompts)
             model = load_uncalibrated(folder)._replace(variant=sizes)
             with progress_bar(steps(len(clips), self.draws)) as progress:
-                given = {"seed": self.seed, "draws": self.draws, "progress": progress}
-                scales, arrays = measure(model, clips, contexts, **given)
+                scales, arrays = measure(
+                    model, clips, contexts, seed=self.seed, draws=self.draws, progress=progress
+                )
             measured = {
                 "variant": name,
                 "clips": len(clips),

@@ -132,18 +132,25 @@ class Generator(Chosen):
             model = load_uncalibrated(found.folder, shardings)._replace(variant=found.sizes)
             model = calibrated(model, found.calibration, found.where)
         known = model, settings, footage
-        run = begun = None
+        run_identity = begun = None
         if state is not None:
-            run = identity(fingerprint(found.folder), *known, told.context, self.seed)
-            run["devices"] = self.devices
-            begun = load(state, run, *known) if state.exists() else None
+            run_identity = identity(fingerprint(found.folder), *known, told.context, self.seed)
+            run_identity["devices"] = self.devices
+            begun = load(state, run_identity, *known) if state.exists() else None
         if begun is not None:
             note(f"going on {where(begun)}")
         steps = len(plan(model, footage)) * settings.steps
         # The bar ends first: what is said of the run stands below it.
-        with kept(state, run, settings.steps) as keep, progress_bar(steps) as progress:
-            more = {"progress": progress, "midway": begun, "keep": keep, "layout": layout}
-            take = direct(*known, told.context, seed=self.seed, **more)
+        with kept(state, run_identity, settings.steps) as keep, progress_bar(steps) as progress:
+            take = direct(
+                *known,
+                told.context,
+                seed=self.seed,
+                progress=progress,
+                midway=begun,
+                keep=keep,
+                layout=layout,
+            )
         return Run(model, settings, take, told, where(begun) if begun else None)
 
     def check(self, settings: Settings) -> None:
@@ -198,8 +205,8 @@ class Generator(Chosen):
             check_host_fits(found.name, found.sizes, host_memory())
         if self.devices == 1:  # more of them are chosen by their memory
             memory = device_memory(jax.local_devices()[0])
-            known = found.name, found.sizes, prompts, memory, settings.reuse > 0
-            if warning := check_fits(*known):
+            reuse = settings.reuse > 0
+            if warning := check_fits(found.name, found.sizes, prompts, memory, reuse):
                 note(warning)
         return found, settings, prompts
 

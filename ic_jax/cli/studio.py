@@ -69,8 +69,9 @@ class Studio(NamedTuple):
         self, line: Line, material: Material, seconds: dict[str, float]
     ) -> tuple[Reel, Opened]:
         told = self.prompts.told(line.job.generator)
-        known = line.name, material.footage, np.asarray(told.context), line.job.generator.seed
-        return begin(self.model, *known), Opened(line, material, told, seconds)
+        context, seed = np.asarray(told.context), line.job.generator.seed
+        reel = begin(self.model, line.name, material.footage, context, seed)
+        return reel, Opened(line, material, told, seconds)
 
     def _deliver(self, opened: Opened, take: Take) -> None:
         line, material, told, seconds = opened
