@@ -32,5 +32,7 @@ def seam(visible: Float[Array, "t h w"], feather: int) -> Float[Array, "t h w"]:
     over = lambda x, first, op: jax.lax.reduce_window(x, first, op, window, (1, 1, 1), "SAME")
     shrunk = over(visible, jnp.inf, jax.lax.min)
     # Written down, for XLA folds what it can count, on the host: a minute where frames are large.
-    rows, columns = (np.convolve(np.ones(n), np.ones(window[1]), "same") for n in visible.shape[1:])
+    full = lambda n: np.convolve(np.ones(n), np.ones(window[1]))
+    # Not "same", which is as long as the longer of the two: a frame may be narrower than the seam.
+    rows, columns = (full(n)[feather : feather + n] for n in visible.shape[1:])
     return over(shrunk, 0.0, jax.lax.add) / np.float32(np.outer(rows, columns))

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ic_jax.composite import composite, seam
 
@@ -29,3 +30,10 @@ def test_everything_seen_is_the_warp_and_nothing_seen_is_generated():
     ones = jnp.ones((1, 5, 7))
     assert (np.asarray(seam(ones, 1)) == 1).all()
     assert (np.asarray(seam(0 * ones, 1)) == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (9, 2)])
+@pytest.mark.parametrize("feather", [0, 1, 3])
+def test_frames_narrower_than_the_seam_keep_their_size(size, feather):
+    ones = jnp.ones((2, *size))
+    np.testing.assert_array_equal(seam(ones, feather), ones)
