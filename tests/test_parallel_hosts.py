@@ -53,6 +53,25 @@ def test_two_hosts_give_what_one_gives(tmp_path, port):
     assert told == {"a": first, "b": second, "c": first}
 
 
+# What JAX tells CUDA's plugin, which is nowhere public.
+VISIBLE = """
+from ic_jax import parallel
+from jax._src import xla_bridge
+parallel.join("127.0.0.1:{}", 1, 0)
+print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
+"""
+
+
+@pytest.mark.parametrize("tasks, visible", [(1, "all"), (2, "0")])
+def test_a_task_that_slurm_gave_a_host_has_all_of_its_gpus(port, tasks, visible):
+    slurm = {"NTASKS": tasks, "STEP_NUM_NODES": 1, "PROCID": 0, "LOCALID": 0, "JOB_ID": 7}
+    slurm = {f"SLURM_{name}": str(value) for name, value in slurm.items()}
+    slurm["SLURM_STEP_NODELIST"] = "localhost"
+    command = [sys.executable, "-c", VISIBLE.format(port)]
+    done = subprocess.run(command, env=FOUR | slurm, capture_output=True, text=True, timeout=200)
+    assert done.stdout == f"{visible}\n", done.stderr
+
+
 def test_one_host_has_all_clips():
     assert mine(["b", "a", "b"]) == ["a", "b"]
 

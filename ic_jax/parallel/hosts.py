@@ -1,5 +1,6 @@
 """Several hosts: finding each other, and which of the clips are whose."""
 
+import os
 import re
 import socket
 import time
@@ -63,6 +64,16 @@ def join(
     _meet(given, timeout)
 
 
+def _devices() -> list[int] | None:
+    """What JAX is told of the devices that are this process's: an empty list for all there are.
+
+    It takes any task of SLURM's for one of many on its host, and would give it a single GPU.
+    """
+    tasks, hosts = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
+    alone = tasks is not None and tasks == hosts
+    return [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
+
+
 def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> None:
     failures: list[Exception] = []
     # Its service would take SIGTERM for itself, and go on as if none had come.
@@ -70,7 +81,9 @@ def _meet(given: tuple[str | None, int | None, int | None], timeout: int) -> Non
 
     def initialize() -> None:
         try:
-            jax.distributed.initialize(*given, initialization_timeout=2 * timeout + 60)
+            jax.distributed.initialize(
+                *given, local_device_ids=_devices(), initialization_timeout=2 * timeout + 60
+            )
         except Exception as error:
             failures.append(error)
 
