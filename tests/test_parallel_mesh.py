@@ -138,6 +138,9 @@ def test_what_is_kept_is_cut_where_its_parts_are_even():
     assert kept_spec(sizes, tokens) == PartitionSpec("prompts", ("ring", "ulysses"), None)
     assert kept_spec(sizes, channels) == PartitionSpec("prompts", None, ("ring", "ulysses"))
     assert kept_spec(sizes, (1, 9, 8)) == PartitionSpec(None, None, None)
+    assert kept_spec(sizes | {"ring": 1}, tokens) == PartitionSpec("prompts", "ulysses", None)
+    alone = {"clips": 1, "prompts": 1, "ring": 1, "ulysses": 1}
+    assert kept_spec(alone, tokens) == PartitionSpec(None, None, None)
 
 
 def test_devices_share_weights_and_activations():

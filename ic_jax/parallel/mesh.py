@@ -78,11 +78,16 @@ def kept_spec(sizes: Mapping[str, int], shape: tuple[int, ...]) -> PartitionSpec
     of one size: there it is the channels then that are cut, or if need be, nothing.
     """
     prompts, *others = shape
-    among = prod(sizes[axis] for axis in TOKENS)
-    cut = next((n for n, size in enumerate(others) if size % among == 0), None)
+    # XLA leaves axes of one device out of what it says of its results, and so do we: or the
+    # program that takes a result were not the one that was compiled ahead of it.
+    apart, among = (
+        tuple(axis for axis in axes if sizes[axis] > 1) for axes in ((PROMPTS,), TOKENS)
+    )
+    devices = prod(sizes[axis] for axis in among)
+    cut = next((n for n, size in enumerate(others) if size % devices == 0), None)
     return PartitionSpec(
-        PROMPTS if prompts % sizes[PROMPTS] == 0 else None,
-        *(TOKENS if n == cut else None for n in range(len(others))),
+        apart or None if prompts % sizes[PROMPTS] == 0 else None,
+        *(among or None if n == cut else None for n in range(len(others))),
     )
 
 
