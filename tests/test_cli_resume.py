@@ -105,6 +105,8 @@ def test_no_step_is_lost_when_a_run_is_stopped_while_it_decodes(run, here, inter
     where = f"after step 3 of window {window}"
     assert f"the same command goes on {where}, from {here / 'out.resume'}" in stderr
     interrupted(None)
+    code, _, stderr = run(*arguments, "--devices", 2)
+    assert code == 2 and "devices" in stderr and not (here / "out").exists()
     code, _, stderr = run(*arguments)
     assert code == 0 and f"going on {where}" in stderr
 
@@ -145,6 +147,25 @@ def test_the_second_signal_acts_at_once(tmp_path, monkeypatch):
             assert came == ["now", "now"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_is_heeded_that_comes_while_a_windows_last_step_is_written(tmp_path, monkeypatch):
+    write = lambda *given: os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(resumption.midway, "save", write)
+    with pytest.raises(SystemExit) as stopped:
+        with resumption.kept(tmp_path / "out.resume", {}, 2) as keep:
+            keep(at(1))
+            keep(at(2))
+            raise AssertionError("decoding takes minutes")
+    assert stopped.value.code == 128 + signal.SIGINT
+
+
+def test_what_a_killed_run_was_writing_goes_with_its_state(tmp_path):
+    (tmp_path / ".a[b].resume.123.part").write_text("half a state")
+    (tmp_path / ".ab.resume.123.part").write_text("another's")
+    with resumption.state_file(tmp_path / "a[b]", wanted=True) as file:
+        file.write_text("a state")
+    assert [left.name for left in tmp_path.iterdir()] == [".ab.resume.123.part"]
 
 
 def test_who_cannot_wait_hears_where_the_run_goes_on(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What `--resume` keeps: the state of a run, in a file beside its results, until it has ended."""
 
+import glob
 import os
 import signal
 import sys
@@ -24,14 +25,18 @@ STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP") if hasat
 
 @contextmanager
 def state_file(out: Path, wanted: bool) -> Iterator[Path | None]:
-    """Yields OUT.resume where it is wanted; once the block ends well the file is gone."""
+    """Yields OUT.resume where it is wanted; once the block ends well the file is gone.
+
+    So are those that were being written when a run was killed: each is as large.
+    """
     if not wanted:
         yield None
         return
     out = Path(os.path.abspath(out))
     file = out.parent / f"{out.name}.resume"  # with_name has no name for /
     yield file
-    file.unlink(missing_ok=True)
+    for left in (file, *file.parent.glob(f".{glob.escape(file.name)}.*.part")):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -61,6 +66,8 @@ def kept(file: Path | None, run: Mapping[str, Any] | None, steps: int) -> Iterat
             written = time.monotonic()
         if at.step == steps:
             signals.act_at_once()
+            if signals.heard is not None:  # while the state was written
+                sys.exit(128 + signals.heard)
 
     try:
         yield keep
@@ -96,12 +103,17 @@ class _Signals:
         self._heard: list[int] = []
         self._handlers: dict[int, Any] = {}
 
+    @property
+    def heard(self) -> int | None:
+        """The first that has come, if one has."""
+        return self._heard[0] if self._heard else None
+
     def came(self) -> int | None:
-        """The signal that has come, if one has."""
+        """The same, and from now on they are held back."""
         if not self._handlers and not self._heard:
             for number in filter(_is_heeded, STOPPING):
                 self._handlers[number] = signal.signal(number, self._hear)
-        return self._heard[0] if self._heard else None
+        return self.heard
 
     def act_at_once(self) -> None:
         """As they did before."""
