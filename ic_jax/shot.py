@@ -100,9 +100,7 @@ def load_shot(
     if camera.endswith(".json"):
         if amount is not None:
             raise InputError(f"{camera}: a camera file has no amount; leave --amount out")
-        target = load_trajectory(camera, depth.intrinsics, (height, width))
-        if len(target.c2w) != frames:
-            raise InputError(f"{camera}: {len(target.c2w)} poses for a clip of {frames} frames")
+        target = load_trajectory(camera, depth.intrinsics, (height, width), frames)
     else:
         path = trajectory(camera, frames, _radius(depth, depth_path), amount)
         target = Camera(compose(depth.c2w[0], path), depth.intrinsics)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ic_jax.errors import InputError
-from ic_jax.geometry.camera import intrinsics_from_fov
+from ic_jax.geometry.camera import camera, intrinsics_from_fov
 from ic_jax.geometry.trajectory import TRAJECTORIES, load_trajectory, trajectory
 
 RADIUS = 4.0
@@ -80,11 +80,16 @@ def test_progress_is_monotone_and_at_rest_at_both_ends():
         (("zoom_in", 3, RADIUS, 1e39), "zoom_in is 1e.39, .* farther than float32 goes"),
         (("arc_left", 3, 3e38, 180.0), "farther than float32 goes"),
         (("zoom_in", 3, RADIUS, 1e308), "farther than float32 goes"),
+        (("static", 3, RADIUS, 5.0), "static has no amount; leave --amount out"),
     ],
 )
 def test_impossible_paths_are_refused(arguments, says):
     with pytest.raises(InputError, match=says):
         trajectory(*arguments)
+
+
+def test_an_amount_of_nothing_is_what_a_path_to_nowhere_has():
+    np.testing.assert_array_equal(trajectory("static", 3, RADIUS, 0.0), [np.eye(4)] * 3)
 
 
 def write(folder, fields):
@@ -96,9 +101,15 @@ def write(folder, fields):
 def test_file_scales_its_intrinsics_to_the_working_size(tmp_path):
     intrinsics = [[100, 0, 64], [0, 90, 36], [0, 0, 1]]
     fields = {"c2w": [EYE, EYE], "intrinsics": intrinsics, "width": 128, "height": 72}
-    loaded = load_trajectory(write(tmp_path, fields), size=(36, 32))
+    loaded = load_trajectory(write(tmp_path, fields), size=(36, 65))
     assert loaded.c2w.shape == (2, 4, 4)
-    np.testing.assert_allclose(loaded.intrinsics[1], [[25, 0, 16], [0, 45, 18], [0, 0, 1]])
+    expected = [[100 * 65 / 128, 0, 32.5], [0, 45, 18], [0, 0, 1]]
+    np.testing.assert_allclose(loaded.intrinsics[1], expected)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    path = write(tmp_path, "\ufeff" + json.dumps({"c2w": [EYE], "intrinsics": SQUARE}))
+    np.testing.assert_array_equal(load_trajectory(path).intrinsics[0], SQUARE)
 
 
 def test_file_without_intrinsics_takes_the_sources(tmp_path):
@@ -129,11 +140,15 @@ FAR = [[1, 0, 0, 1e300], *EYE[1:]]
         ({"c2w": [(2 * np.eye(4)).tolist()], "intrinsics": SQUARE}, "not a rigid"),
         ({"c2w": [EYE], "intrinsics": [[0] * 3] * 3}, "singular"),
         ({"c2w": [FAR], "intrinsics": SQUARE}, "c2w holds a number that is not finite"),
-        ({"c2w": [EYE], "intrinsics": SQUARE, "width": 1e300, "height": 36}, "singular"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64e290, "height": 36e290}, "singular"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "width": 36, "height": 64}, "36x64 and the clip is"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "widht": 64}, "'widht'; did you mean width?"),
+        ({"c2w": [EYE], "intrinsic": SQUARE}, "unknown 'intrinsic'; did you mean intrinsics?"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 1e-300, "height": 36}, "come together"),
-        ({"c2w": [EYE], "intrinsics": LONG, "width": 1, "height": 1}, "not finite"),
+        ({"c2w": [EYE], "intrinsics": LONG, "width": 16, "height": 9}, "not finite"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64}, "come together"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64, "height": 0}, "come together"),
+        ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64, "height": 36.5}, "whole pixels"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": [64], "height": [36]}, "come together"),
     ],
 )
@@ -141,6 +156,12 @@ def test_malformed_files_are_refused_in_one_line_with_their_name(tmp_path, field
     with pytest.raises(InputError, match=says) as caught:
         load_trajectory(write(tmp_path, fields), size=(36, 64))
     assert "path.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_poses_are_counted_before_the_sources_intrinsics_are_laid_beside_them(tmp_path):
+    path, source = write(tmp_path, {"c2w": [EYE] * 2}), camera(np.eye(4), np.eye(3), 3)
+    with pytest.raises(InputError, match="path.json: 2 poses for a clip of 3 frames"):
+        load_trajectory(path, source.intrinsics, frames=3)
 
 
 def test_missing_file_is_refused(tmp_path):

@@ -22,12 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ic_jax import framing
 from ic_jax.errors import InputError
 from ic_jax.geometry.camera import Camera, camera, scale_intrinsics
 
 RIGHT = np.array([1.0, 0.0, 0.0])
 DOWN = np.array([0.0, 1.0, 0.0])
 FORWARD = np.array([0.0, 0.0, 1.0])
+
+FIELDS = ("c2w", "intrinsics", "width", "height")
 
 
 class Move(NamedTuple):
@@ -114,7 +117,8 @@ def trajectory(
 
     Raises:
         InputError: an unknown name (the nearest is suggested), no frames, a radius that is
-            not positive, an amount that is not finite or leads where float32 has no numbers.
+            not positive, an amount that is not finite or leads where float32 has no numbers,
+            or one of a path that goes nowhere.
     """
     move = _named(name)
     amount = move.amount if amount is None else amount
@@ -124,6 +128,8 @@ def trajectory(
         raise InputError(f"the radius of a camera path must be above 0, not {radius}")
     if not np.isfinite(amount):
         raise InputError(f"the amount of camera path {name} must be a finite number, not {amount}")
+    if amount and move.unit == "none":
+        raise InputError(f"camera path {name} has no amount; leave --amount out")
     progress = smoothstep(np.linspace(0.0, 1.0, frames))
     with np.errstate(all="ignore"):
         poses = np.stack([move.pose(amount * fraction, radius) for fraction in progress])
@@ -140,6 +146,7 @@ def load_trajectory(
     path: str | Path,
     intrinsics: Float[Array, "*t 3 3"] | None = None,
     size: tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> Camera:
     """A camera per frame from a JSON file.
 
@@ -150,19 +157,21 @@ def load_trajectory(
     `c2w` is camera to world with OpenCV axes, in the units of the depth and in the world that
     the depth file's own `c2w` refers to (without one, the source camera is the world's origin).
     `intrinsics` may be one matrix, one per frame, or absent. `width` and `height` say which
-    image size they belong to; without them it is the clip's own.
+    image size they belong to; without them it is the clip's own. Nothing else may be in it.
 
     Args:
         path: the file.
         intrinsics: used when the file has none, usually the source's.
         size: (height, width) of the clip, to which the intrinsics are scaled.
+        frames: number of frames of the clip; None takes as many as there are poses.
 
     Raises:
-        InputError: the file is missing, is not such a JSON, or holds an invalid camera.
+        InputError: the file is missing, is not such a JSON, holds an invalid camera, or is for
+            a clip of another length or aspect.
     """
     fields = _read_json(Path(path))
     try:
-        return _camera_from(fields, intrinsics, size)
+        return _camera_from(fields, intrinsics, size, frames)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -179,22 +188,30 @@ def _named(name: str) -> Move:
 
 def _read_json(path: Path) -> dict:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the camera path ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(fields, dict) or "c2w" not in fields:
         raise InputError(f'{path}: give a JSON object with "c2w": a list of 4x4 matrices')
+    if unknown := [name for name in fields if name not in FIELDS]:
+        nearest = difflib.get_close_matches(unknown[0], FIELDS, n=1, cutoff=0.0)[0]
+        raise InputError(f"{path}: unknown {unknown[0]!r}; did you mean {nearest}?")
     return fields
 
 
 def _camera_from(
-    fields: dict, intrinsics: Float[Array, "*t 3 3"] | None, size: tuple[int, int] | None
+    fields: dict,
+    intrinsics: Float[Array, "*t 3 3"] | None,
+    size: tuple[int, int] | None,
+    frames: int | None,
 ) -> Camera:
     c2w = _numbers("c2w", fields["c2w"])
     if c2w.ndim != 3 or not len(c2w):
         raise InputError(f'"c2w" has shape {c2w.shape}; give a list of 4x4 matrices')
+    if frames not in (None, len(c2w)):
+        raise InputError(f"{len(c2w)} poses for a clip of {frames} frames; give one per frame")
     if "intrinsics" not in fields:
         if intrinsics is None:
             raise InputError('no "intrinsics"; add them: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]')
@@ -202,15 +219,21 @@ def _camera_from(
     result = camera(c2w, _numbers("intrinsics", fields["intrinsics"]), len(c2w))
     if size is None or not {"width", "height"} & fields.keys():
         return result
-    scale_y, scale_x = np.asarray(size) / _file_size(fields)
+    found = _file_size(fields)
+    if not framing.same_aspect(found, size):
+        raise InputError(
+            f'"width" and "height" are {found[1]}x{found[0]} and the clip is'
+            f" {size[1]}x{size[0]}; give a camera of the clip's aspect"
+        )
+    scale_y, scale_x = (clip / file for clip, file in zip(size, found))
     return camera(c2w, scale_intrinsics(result.intrinsics, scale_x, scale_y), len(c2w))
 
 
-def _file_size(fields: dict) -> np.ndarray:
+def _file_size(fields: dict) -> tuple[int, int]:
     size = _numbers("height and width", [fields.get("height"), fields.get("width")])
-    if size.ndim != 1 or not (np.isfinite(size).all() and (size >= 1).all()):
-        raise InputError('"width" and "height" come together, and are pixels from 1 on')
-    return size
+    if size.ndim != 1 or not (np.isfinite(size) & (size >= 1) & (size == np.floor(size))).all():
+        raise InputError('"width" and "height" come together, and are whole pixels from 1 on')
+    return tuple(map(int, size))
 
 
 def _numbers(name: str, values: object) -> np.ndarray:
