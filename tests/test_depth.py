@@ -46,10 +46,16 @@ def test_npy_needs_its_kind_and_a_field_of_view(tmp_path):
     path = tmp_path / "depth.npy"
     np.save(path, DEPTH)
     assert load_depth(path, "metric", 60.0).depth.shape == DEPTH.shape
-    with pytest.raises(InputError, match="--depth-kind"):
+    with pytest.raises(InputError, match=r"pass --depth-kind metric\|relative$"):
         load_depth(path, fov=60.0)
     with pytest.raises(InputError, match="--fov"):
         load_depth(path, "metric")
+
+
+def test_disparity_is_offered_where_its_scale_and_shift_are(tmp_path):
+    path = write(tmp_path, depth=DEPTH, scale=1.0, shift=0.0)
+    with pytest.raises(InputError, match=r"metric\|relative\|disparity$"):
+        load_depth(path, fov=60.0)
 
 
 def test_a_field_of_view_that_nobody_would_heed_is_refused(tmp_path):

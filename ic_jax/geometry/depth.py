@@ -151,7 +151,8 @@ def _declared_kind(fields: dict[str, np.ndarray], kind: str | None) -> str:
     if stated and kind and stated != kind:
         raise InputError(f"the file says its kind is {stated}, the command says {kind}")
     if not (stated or kind):
-        raise InputError(f"the depth's kind is not stated; pass --depth-kind {'|'.join(KINDS)}")
+        usable = KINDS if {"scale", "shift"} <= fields.keys() else ("metric", "relative")
+        raise InputError(f"the depth's kind is not stated; pass --depth-kind {'|'.join(usable)}")
     if (stated or kind) not in KINDS:
         raise InputError(f"unknown kind of depth {stated or kind!r}; one of {', '.join(KINDS)}")
     return stated or kind
