@@ -5,6 +5,7 @@ often wrong. Writing keeps size, frame rate and audio.
 """
 
 import heapq
+import json
 import os
 import re
 import struct
@@ -22,6 +23,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from ic_jax.errors import DISK_FULL, InputError
+from ic_jax.output import MADE_BY, RESULT
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
@@ -40,6 +42,12 @@ _SCALER = (
 # Decoders need some packets before the first sample that is heard; mp4 hides what lies before 0.
 _AUDIO_RUN_UP = Fraction(1, 10)  # seconds; covers the priming of AAC, MP3 and Opus
 
+# A header's rate may be off by so much before the frames' own times are believed instead.
+_RATE_TOLERANCE = Fraction(3, 100)
+
+# Ticks per second to which a measured period is rounded: MPEG's own, so that mp4 can hold them.
+_CLOCK = 90_000
+
 # ITU-T H.273 matrix coefficients as libswscale groups them.
 _MATRIX = {
     1: Colorspace.ITU709,
@@ -56,7 +64,7 @@ class Clip(NamedTuple):
     """A decoded video. `write_video(..., audio_from=clip.path)` carries its audio on."""
 
     frames: UInt8[np.ndarray, "t h w 3"]  # display orientation, full-range RGB
-    fps: Fraction  # exact; the average rate where the file's rate varies
+    fps: Fraction  # as stated, if the frames' times bear it out; else their average rate
     pixel_aspect: Fraction  # width / height of one pixel as displayed, 1 for square pixels
     path: Path  # the file, or the folder of frames
 
@@ -76,20 +84,31 @@ def read_video(
       fps: frames per second of a folder of images; a file knows its own.
 
     Raises:
-      InputError: nothing there, not a video, no video stream, no frames, or a damaged file.
+      InputError: nothing there, not a video, no video stream, no frames, a damaged file, or a
+        result of ours.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path of the video")
     if path.is_dir():
-        frames = _same_size(path, islice(_images(path), max_frames))
-        return Clip(frames, fps, Fraction(1), path)
+        return Clip(read_images(path, "RGB", max_frames), fps, Fraction(1), path)
     try:
         return _read_file(path, max_frames)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "undecodable"
         message = f"{path}: cannot be decoded as a video ({reason}); re-encode or download it again"
         raise InputError(message) from error
+
+
+def read_images(folder: Path, mode: str, most: int | None = None) -> UInt8[np.ndarray, "t h w c"]:
+    """The first images of a folder, in natural order, each as `read_image` reads it.
+
+    Raises:
+      InputError: no images, some that are unreadable or of another size, or a result of ours.
+    """
+    if _is_result(folder):
+        raise InputError(f"{folder}: is a result of {MADE_BY}, not a clip; give a video in it")
+    return _same_size(folder, (read_image(file, mode) for file in _images(folder)[:most]))
 
 
 def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
@@ -115,6 +134,7 @@ def find_videos(path: str | os.PathLike) -> list[Path]:
     """What `read_video` reads at `path`: a clip itself, or those in a folder, in natural order.
 
     Files of a folder are known by their suffix, and a folder of frames by the images in it.
+    Hidden ones and results of ours are passed over.
 
     Raises:
       InputError: nothing there, or no clip in it.
@@ -122,21 +142,17 @@ def find_videos(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path of the clips")
-    if not path.is_dir() or _holds_images(path):
+    if not path.is_dir() or _images(path):
         return [path]
     found = [
         entry
-        for entry in path.iterdir()
-        if (entry.is_dir() and _holds_images(entry))
+        for entry in _shown(path)
+        if (entry.is_dir() and _images(entry) and not _is_result(entry))
         or (entry.is_file() and entry.suffix.lower() in VIDEO_SUFFIXES)
     ]
     if not found:
         raise InputError(f"{path}: holds no clips; put videos or folders of frames into it")
-    return sorted(found, key=_natural)
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
+    return found
 
 
 def write_video(
@@ -206,12 +222,26 @@ def _read_file(path: Path, max_frames: int | None) -> Clip:
         if not fps:
             raise InputError(f"{path}: states no frame rate; re-encode it with one")
         turned = False
-        images = []
+        images, times = [], []
         for frame in islice(_decoded(container, stream, path), max_frames):
             turned = frame.rotation % 180 != 0
             images.append(np.rot90(_rgb(frame), round(frame.rotation / 90)))
+            times.append(frame.pts)
+        fps = _borne_out(Fraction(fps), times, stream.time_base)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
-    return Clip(_same_size(path, images), Fraction(fps), 1 / aspect if turned else aspect, path)
+    return Clip(_same_size(path, images), fps, 1 / aspect if turned else aspect, path)
+
+
+def _borne_out(fps: Fraction, times: list[int | None], tick: Fraction) -> Fraction:
+    """The stated rate; or, where the frames' times are of another, theirs."""
+    if len(times) < 2 or None in times:
+        return fps
+    steps, span = len(times) - 1, (max(times) - min(times)) * tick
+    period = (span / steps).limit_denominator(_CLOCK)
+    # First and last may have been rounded, by half a tick each.
+    if not period or abs(span - steps / fps) <= _RATE_TOLERANCE * steps / fps + tick:
+        return fps
+    return 1 / period
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -244,9 +274,21 @@ def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     )
 
 
-def _images(folder: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES]
-    return (read_image(file, "RGB") for file in sorted(files, key=_natural))
+def _images(folder: Path) -> list[Path]:
+    return [file for file in _shown(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder, in natural order, without hidden files: macOS leaves its own beside."""
+    return sorted((f for f in folder.iterdir() if not f.name.startswith(".")), key=_natural)
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether we made it, and its images are therefore pictures of a clip and no frames."""
+    try:
+        return json.loads((folder / RESULT).read_text())["made_by"] == MADE_BY
+    except (OSError, ValueError, TypeError, KeyError):  # none, or none of ours
+        return False
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -255,8 +297,8 @@ def _natural(file: Path) -> list[tuple[int, str]]:
 
 
 def _same_size(
-    path: Path, images: Iterable[UInt8[np.ndarray, "h w 3"]]
-) -> UInt8[np.ndarray, "t h w 3"]:
+    path: Path, images: Iterable[UInt8[np.ndarray, "h w c"]]
+) -> UInt8[np.ndarray, "t h w c"]:
     images = list(images)
     if not images:
         raise InputError(f"{path}: holds no frames; give a video file or a folder of PNG or JPEG")

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ic_jax.errors import InputError
-from ic_jax.video import read_image, read_video, to_float, to_uint8, write_video
+from ic_jax.output import output_folder, write_result
+from ic_jax.video import find_videos, read_image, read_video, to_float, to_uint8, write_video
 
 FILM = Fraction(24000, 1001)
 
@@ -123,6 +124,43 @@ def test_reading_stops_after_max_frames(tmp_path):
     write_video(tmp_path / "clip.mp4", _clip(), FILM)
     whole, part = read_video(tmp_path / "clip.mp4"), read_video(tmp_path / "clip.mp4", 4)
     np.testing.assert_array_equal(part.frames, whole.frames[:4])
+
+
+def _timed(path, stated, milliseconds):
+    """A file of this stated rate, whose frames are shown at other times."""
+    with av.open(path, "w") as out:
+        stream = out.add_stream("libx264", rate=stated)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for image, time in zip(_clip(len(milliseconds)), milliseconds):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "stated, milliseconds, believed",
+    [
+        (1000, [0, 90, 210, 300, 400], Fraction(10)),
+        (FILM, [round(1001 * n / 24) for n in range(9)], FILM),
+        (Fraction(60), [0, 17], Fraction(60)),
+        (1000, [0, 3_600_000], Fraction(1, 3600)),
+        (1000, [5], Fraction(1000)),
+    ],
+    ids=["varying", "rounded", "two frames", "an hour", "one frame"],
+)
+def test_the_stated_rate_holds_unless_the_frames_are_of_another(
+    tmp_path, stated, milliseconds, believed
+):
+    path = _timed(tmp_path / "clip.mkv", stated, milliseconds)
+    with av.open(path) as container:
+        assert container.streams.video[0].average_rate == stated
+    clip = read_video(path)
+    assert clip.fps == believed
+    write_video(tmp_path / "again.mp4", clip.frames, clip.fps)
+    assert read_video(tmp_path / "again.mp4").fps == believed
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
@@ -255,6 +293,25 @@ def test_a_folder_of_images_is_read_in_natural_order(tmp_path):
     np.testing.assert_array_equal(clip.frames, frames)
     assert clip.fps == FILM
     assert len(read_video(tmp_path, max_frames=5).frames) == 5
+
+
+def test_hidden_files_are_no_frames_and_no_clips(tmp_path):
+    (tmp_path / "clips" / "walk").mkdir(parents=True)
+    for name in ("clips/.DS_Store.png", "clips/._run.mp4", "clips/walk/._0.png"):
+        (tmp_path / name).write_bytes(b"what macOS leaves beside a file")
+    Image.fromarray(_clip()[0]).save(tmp_path / "clips" / "walk" / "0.png")
+    assert find_videos(tmp_path / "clips") == [tmp_path / "clips" / "walk"]
+    assert len(read_video(tmp_path / "clips" / "walk").frames) == 1
+
+
+def test_a_result_of_ours_is_no_clip_for_its_pictures(tmp_path):
+    with output_folder(tmp_path / "out") as folder:
+        Image.fromarray(_clip()[0]).save(folder / "summary.png")
+        write_result(folder, {})
+    write_video(tmp_path / "walk.mp4", _clip(), FILM)
+    assert find_videos(tmp_path) == [tmp_path / "walk.mp4"]
+    expected = ": is a result of ic-jax, not a clip; give a video in it"
+    assert _refusal(tmp_path / "out") == expected
 
 
 def test_an_animated_gif_is_a_clip(tmp_path):
