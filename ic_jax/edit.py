@@ -18,7 +18,7 @@ from .errors import InputError
 from .fill import push_pull
 from .geometry.mask import MaskOperator
 from .models.frames import from_bytes, to_bytes
-from .video import IMAGE_SUFFIXES, Clip, read_image, read_video
+from .video import IMAGE_SUFFIXES, Clip, read_image, read_images, read_video
 
 # Grey values above it are white: a compressed mask is not exactly black or white.
 THRESHOLD = 127
@@ -54,7 +54,8 @@ class Edit(NamedTuple):
 def load_edit(clip: Clip, mask_path: str | Path) -> Edit:
     """A clip and its mask: a video, a folder of frames, or one image for all frames.
 
-    White is to be regenerated. A mask of another size but the clip's aspect is scaled to it.
+    White is to be regenerated, and what is transparent in an image counts as black. A mask of
+    another size but the clip's aspect is scaled to it.
 
     Raises:
         InputError: a mask that cannot be read, does not fit the clip, or is all black or all white.
@@ -89,9 +90,15 @@ def _smoothed(
 
 
 def _read_white(path: Path) -> Bool[np.ndarray, "t h w"]:
-    if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
-        return read_image(path, "L")[None] > THRESHOLD
-    return read_video(path).frames.mean(axis=-1) > THRESHOLD
+    if path.is_dir():
+        images = read_images(path, "LA")
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        images = read_image(path, "LA")[None]
+    else:
+        return read_video(path).frames.mean(axis=-1) > THRESHOLD
+    # Many programs draw a mask in its opacity, and leave white all over beneath.
+    grey, opacity = np.moveaxis(images.astype(np.uint16), -1, 0)
+    return grey * opacity > THRESHOLD * 255
 
 
 def _fitted(

@@ -64,6 +64,24 @@ def test_one_image_stands_for_all_frames(clip, tmp_path):
     np.testing.assert_array_equal(edit.keep, ~box())
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_is_transparent_is_not_white(clip, tmp_path, mode):
+    image = Image.new(mode, (WIDTH, HEIGHT), "white")
+    image.putalpha(Image.fromarray(255 * box(1)[0].astype(np.uint8)))
+    (tmp_path / "masks").mkdir()
+    for name in ("mask.png", *(f"masks/{number}.png" for number in range(FRAMES))):
+        image.save(tmp_path / name)
+    for name in ("mask.png", "masks"):
+        np.testing.assert_array_equal(load_edit(clip, tmp_path / name).keep, ~box())
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "CMYK", "YCbCr"])
+def test_a_mask_without_opacity_is_read_in_any_mode(clip, tmp_path, mode):
+    image = Image.fromarray(255 * box(1)[0].astype(np.uint8)).convert("RGB").convert(mode)
+    image.save(tmp_path / "mask.png", "jpeg" if mode in ("CMYK", "YCbCr") else "png", quality=100)
+    np.testing.assert_array_equal(load_edit(clip, tmp_path / "mask.png").keep, ~box())
+
+
 def test_a_mask_of_another_size_covers_all_that_it_touches(clip, tmp_path):
     fine = np.zeros((2 * HEIGHT, 2 * WIDTH), bool)
     fine[7, 11] = True
