@@ -5,8 +5,8 @@ checked against XLA's own (`tests/test_budget.py`). What a method adds that goes
 differentiates through the model, is not counted.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import gcd, prod
 from pathlib import Path
@@ -222,18 +222,22 @@ def check_fits(
         return None
     budget = predict(sizes, calls, reuse=reuse)
     certain = sum(budget.weights.values()) + int(CERTAIN * max(budget.phases.values()))
-    size = f"{sizes.frames} frames of {sizes.width}x{sizes.height}"
     if certain > memory.limit:
         raise InputError(
-            f"{name} at {size} needs {_gib(certain)} of memory at the very least, and the device "
-            f"has {_gib(memory.limit)}; {_advice(budget, memory)}"
+            f"{name} at {_size(sizes)} needs {_gib(certain)} of memory at the very least, and the "
+            f"device has {_gib(memory.limit)}; {_advice(budget, memory)}"
         )
-    if budget.peak > memory.free:
-        return (
-            f"{name} at {size} may need {_gib(budget.peak)} of memory, and the device has "
-            f"{_gib(memory.free)} free"
-        )
-    return None
+    return doubt(name, sizes, budget.peak, memory.free, "the device")
+
+
+def doubt(name: str, sizes: Variant, needed: int, free: int, holder: str) -> str | None:
+    """One line of warning where so many bytes may not fit; None where they do."""
+    if needed <= free:
+        return None
+    return (
+        f"{name} at {_size(sizes)} may need {_gib(needed)} of memory, and {holder} has "
+        f"{_gib(free)} free"
+    )
 
 
 def check_host_fits(name: str, sizes: Variant, memory: Memory | None) -> None:
@@ -246,10 +250,28 @@ def check_host_fits(name: str, sizes: Variant, memory: Memory | None) -> None:
         )
 
 
+@contextmanager
+def full_device_told() -> Iterator[None]:
+    """Makes what JAX raises where a device ran out of memory all the same an InputError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            "a device ran out of memory; give fewer --frames, a smaller --height and --width, or "
+            "more --devices (ic-jax info counts)"
+        ) from error
+
+
 def _advice(budget: Budget, memory: Memory) -> str:
     if sum(budget.weights.values()) > memory.limit:
         return "its weights alone are larger: take a smaller model, or a larger device"
     return "give fewer --frames, or a smaller --height and --width (ic-jax info counts)"
+
+
+def _size(sizes: Variant) -> str:
+    return f"{sizes.frames} frames of {sizes.width}x{sizes.height}"
 
 
 def _gib(size: int) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from errno import EACCES
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +31,7 @@ from ic_jax.cli.job_file import read_jobs
 from ic_jax.cli.spread import places
 from ic_jax.director import direct
 from ic_jax.edit import Edit
+from ic_jax.errors import InputError
 from ic_jax.geometry.camera import intrinsics_from_fov
 from ic_jax.model import Model
 from ic_jax.models.variants import VARIANTS
@@ -94,6 +96,10 @@ def batch(here, run):
         return run("batch", "jobs.jsonl", "--model", "model", "--out", "out", *SMALL)
 
     return call
+
+
+def full(*given):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
 
 def footage(frames, seed):
@@ -205,7 +211,7 @@ def test_two_hosts_make_each_clip_once(here):
         (edit(seed=True), "seed is true; give a whole number"),
         (edit(shift=10**400), "give a number or null"),
         (edit(seed=-1), "--seed is -1"),
-        (edit(steps=0), "--steps is 0; give a number from 1 to 1000"),
+        (edit(steps=0), "--steps is 0; give a whole number from 1 to 1000"),
         (edit(solver="heun"), "unknown --solver 'heun'"),
         (edit(clip="absent.mp4"), "clip: absent.mp4: no such file or folder"),
         (edit(clip=300 * "x"), f"{300 * 'x'}: File name too long; give another"),
@@ -302,35 +308,86 @@ def test_a_host_that_has_nothing_to_make_waits_for_the_others(here, run, monkeyp
     assert run("batch", "nowhere.jsonl", "--model", "model")[0] == 2
     assert came == [*told]  # nobody should have to wait for the reason
 
-    def full(*given):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-
     monkeypatch.setattr("ic_jax.cli.batch.read_jobs", full)
-    code, _, stderr = run("batch", "nowhere.jsonl", "--model", "model")
-    assert code == 2 and "a device ran out of memory" in stderr
-    assert came == [*told, told[1]]
+    assert run("batch", "nowhere.jsonl", "--model", "model")[0] == 2
+    assert came == 2 * [*told]
+
+    def failing(*given):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a device has failed")
+
+    monkeypatch.setattr("ic_jax.cli.batch.read_jobs", failing)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="has failed"):
+        run("batch", "nowhere.jsonl", "--model", "model")
+    assert came == [*told, *told, told[1]]
 
     def locked(*given):
         raise PermissionError(EACCES, os.strerror(EACCES), "locked.jsonl")
 
     monkeypatch.setattr("ic_jax.cli.batch.read_jobs", locked)
     assert run("batch", "locked.jsonl", "--model", "model")[0] == 2
-    assert came == [*told, told[1], *told]
+    assert came == [*told, *told, told[1], *told]
 
 
-def test_a_calibration_is_known_by_what_it_holds(here, run, monkeypatch):
+def test_a_host_whose_share_is_there_already_waits_for_the_others(here, run, monkeypatch):
     write_jobs(edit())
-    records = []
-    keep = lambda self, lines, found: records.extend(line.record for line in lines) or 0
+    came = []
+    monkeypatch.setattr("ic_jax.cli.batch.holds_result", lambda *given: True)
+    monkeypatch.setattr("ic_jax.cli.batch.barrier", lambda: came.append("barrier"))
+    code, stdout, _ = run("batch", "jobs.jsonl", "--model", "model", *SMALL)
+    assert code == 0 and "there before 1" in stdout and came == ["barrier"]
+
+
+@pytest.fixture
+def records(here, run, monkeypatch):
+    """What a result would have to follow from to count as the job's, with more options."""
+
+    def record(*options):
+        code, _, stderr = run("batch", "jobs.jsonl", "--model", "model", *SMALL, *options)
+        assert code == 0, stderr
+        return kept.pop()
+
+    kept = []
+    keep = lambda self, lines, found: kept.extend(line.record for line in lines) or 0
     monkeypatch.setattr("ic_jax.cli.batch.Batch._make", keep)
-    for scale in (0.25, 0.5, 0.25):
+    write_jobs(edit())
+    return record
+
+
+def test_a_calibration_is_known_by_what_it_holds(records):
+    def of(scale):
         record = {"measured": {"variant": NAME}, "variance_scale": {"mean": scale}}
         Path("mine.json").write_text(json.dumps(record))
-        given = "batch", "jobs.jsonl", "--model", "model", "--calibration", "mine.json", *SMALL
-        code, _, stderr = run(*given)
-        assert code == 0, stderr
-    first, other, again = (record["calibration"] for record in records)
-    assert first == again != other
+        return records("--calibration", "mine.json")
+
+    assert of(0.25) == of(0.25) != of(0.5)
+
+
+def test_a_result_of_another_size_or_model_is_another(records):
+    before = records()
+    assert records() == before
+    for other in ("--frames", 13), ("--height", 32), ("--width", 48):
+        assert records(*other) != before
+    manifest = Path("model").resolve() / "manifest.json"
+    Path("other").mkdir()
+    for path in manifest.parent.iterdir():
+        if path != manifest:
+            (Path("other") / path.name).symlink_to(path)
+    changed = json.loads(manifest.read_text()) | {"versions": {"jax": "1"}}
+    (Path("other") / manifest.name).write_text(json.dumps(changed))
+    assert records("--model", "other") != before
+
+
+@pytest.mark.parametrize("reuse", [0, 1])
+def test_the_memory_of_a_batch_is_that_with_reuse_where_a_job_asks_for_it(
+    here, run, monkeypatch, reuse
+):
+    def places(folder, sizes, prompts, devices, clips, reusing):
+        raise InputError(f"{prompts}, {devices}, {clips}, {reusing}")
+
+    write_jobs(edit(out="a"), edit(out="b", reuse=reuse), edit(out="c"))
+    monkeypatch.setattr("ic_jax.cli.batch.places", places)
+    code, _, stderr = run("batch", "jobs.jsonl", "--model", "model", *SMALL)
+    assert code == 2 and f"{{2}}, 2, {2 if reuse else 3}, {reuse > 0}" in stderr
 
 
 @pytest.fixture
@@ -400,6 +457,50 @@ def test_a_job_that_cannot_be_written_is_one_line_after_those_before_it(here, ba
     assert code == 1 and "made 2, failed 2, there before 0" in stdout
     said = [line for line in stderr.replace("\r", "\n").split("\n") if "jobs.jsonl, line" in line]
     assert [line.split(": ")[1] for line in said] == ["jobs.jsonl, line 2", "jobs.jsonl, line 3"]
+    assert {path.name for path in (here / "out").iterdir()} == {"a", "d"}
+
+
+def test_jobs_whose_program_needs_too_much_memory_are_lines_and_the_others_are_made(
+    here, batch, monkeypatch
+):
+    monkeypatch.setattr(studio, "window", stand_in)
+    call, write, rounds, ran_out, held = OverClips.__call__, studio.deliver, [], Event(), []
+
+    def over(*given):
+        rounds.append(given)
+        if len(rounds) == 3:
+            on_device = np.zeros(1)
+            held.append(weakref.ref(on_device))
+            ran_out.set()
+            full()
+        assert all(gone() is None for gone in held)
+        return call(*given)
+
+    def deliver(job, *given):
+        assert job.out.name != "b" or ran_out.wait(60)
+        return write(job, *given)
+
+    monkeypatch.setattr(OverClips, "__call__", over)
+    monkeypatch.setattr(studio, "deliver", deliver)
+    alike = (edit(out=name, steps=3) for name in "bcdef")  # two of them at a time
+    code, stdout, stderr = batch(edit(out="a"), *alike, edit(out="g", steps=4))
+    assert code == 1 and "made 4, failed 3, there before 0" in stdout, stderr
+    said = [line for line in stderr.replace("\r", "\n").split("\n") if "ic-jax: " in line]
+    for line, job in zip(said, (4, 5, 6), strict=True):
+        assert line.startswith(f"ic-jax: jobs.jsonl, line {job}: a device ran out of memory; give")
+    assert {path.name for path in (here / "out").iterdir()} == set("abcg")
+
+
+def test_a_job_that_is_too_large_before_or_after_the_model_is_one_line(here, batch, monkeypatch):
+    monkeypatch.setattr(studio, "window", stand_in)
+    start, write = studio.begin, studio.deliver
+    begin = lambda model, name, *given: (full if name == "b" else start)(model, name, *given)
+    deliver = lambda job, *given: (full if job.out.name == "c" else write)(job, *given)
+    monkeypatch.setattr(studio, "begin", begin)
+    monkeypatch.setattr(studio, "deliver", deliver)
+    code, stdout, stderr = batch(*(edit(out=name) for name in "abcd"))
+    assert code == 1 and "made 2, failed 2, there before 0" in stdout, stderr
+    assert stderr.count("a device ran out of memory") == 2
     assert {path.name for path in (here / "out").iterdir()} == {"a", "d"}
 
 

@@ -10,6 +10,7 @@ from types import FrameType
 import jax
 import tyro
 
+from ..budget import full_device_told
 from ..errors import InputError, file_errors_told
 from ..heap import hand_back_after_compiling
 from .batch import Batch
@@ -46,20 +47,11 @@ def main() -> None:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
         keep_compiled_programs()
         hand_back_after_compiling()
-        with file_errors_told(), _missing_device_told():
+        with file_errors_told(), _missing_device_told(), full_device_told():
             command.run()
             sys.stdout.flush()
     except InputError as error:
         print(f"ic-jax: {error}", file=sys.stderr)
-        sys.exit(2)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            "ic-jax: a device ran out of memory; give fewer --frames, a smaller --height and "
-            "--width, or more --devices (ic-jax info counts)",
-            file=sys.stderr,
-        )
         sys.exit(2)
     except BrokenPipeError:
         # Whoever read the output has enough of it; at its end Python would flush it once more.

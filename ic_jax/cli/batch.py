@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from .. import text
-from ..budget import check_fits, check_host_fits, device_memory, host_memory
+from ..budget import check_fits, check_host_fits, device_memory, full_device_told, host_memory
 from ..errors import InputError, file_errors_told
 from ..model import calibrated, fingerprint, load_uncalibrated
 from ..output import check_writable, holds_result
@@ -61,13 +61,13 @@ class Batch:
     def run(self) -> None:
         self._join()
         try:
-            with file_errors_told():
+            with file_errors_told(), full_device_told():
                 failed = self._share()
         except InputError as error:
             note(str(error))
             barrier()  # the other hosts would end with this one
             sys.exit(2)
-        except jax.errors.JaxRuntimeError:  # such as a device out of memory
+        except jax.errors.JaxRuntimeError:  # such as a device that failed
             barrier()
             raise
         barrier()

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..batch import Reel, begin, side_by_side, window
+from ..budget import full_device_told
 from ..director import Take, timed
 from ..errors import InputError, file_errors_told
 from ..model import Model
@@ -48,22 +49,32 @@ class Studio(NamedTuple):
         """
         settings = lines[0].job.settings
         run = self.where.over(window(self.model.variant, settings, self.where.layout))
+        left = {line.name: line for line in lines}
         opened: dict[str, Opened] = {}
 
         def reels() -> Iterator[Reel]:
             for line, material in self.clerk.ahead(_read, lines, self.where.count):
                 try:
-                    reel, opened[line.name] = self._opened(line, *material())
+                    with full_device_told():
+                        reel, opened[line.name] = self._opened(line, *material())
                 except InputError as error:
-                    self.clerk.later(self._refuse, line, error)
+                    self.clerk.later(self._refuse, left.pop(line.name), error)
                 else:
                     yield reel
 
-        for name, take in side_by_side(self.model, settings, reels(), run, self.where.count):
-            if isinstance(take, InputError):
-                self.clerk.later(self._refuse, opened.pop(name).line, take)
-            else:
-                self.clerk.later(self._deliver, opened.pop(name), take)
+        made = side_by_side(self.model, settings, reels(), run, self.where.count)
+        try:
+            with full_device_told():
+                for name, take in made:
+                    ended, line = opened.pop(name), left.pop(name)
+                    if isinstance(take, InputError):
+                        self.clerk.later(self._refuse, line, take)
+                    else:
+                        self.clerk.later(self._deliver, ended, take)
+        except InputError as error:
+            # One program makes them all: the others of these would need as much memory.
+            for line in left.values():
+                self.clerk.later(self._refuse, line, error)
 
     def _opened(
         self, line: Line, material: Material, seconds: dict[str, float]
@@ -78,7 +89,7 @@ class Studio(NamedTuple):
         run = Run(self.model, line.job.settings, take, told, None)
         more = {"devices": self.where.devices_each, "batch": line.record}
         try:
-            with file_errors_told(), output_folder(line.job.out) as folder:
+            with file_errors_told(), full_device_told(), output_folder(line.job.out) as folder:
                 deliver(line.job, folder, material, run, seconds, more)
         except InputError as error:
             self._refuse(line, error)
