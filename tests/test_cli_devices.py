@@ -18,6 +18,7 @@ from ic_jax.video import read_video, write_video
 
 FRAMES, HEIGHT, WIDTH = 9, 16, 32
 SIZES = TINY.resized(FRAMES, None, None)
+SHAPE = parallel.MeshShape(prompts=2, sequence=2)
 
 
 @pytest.fixture
@@ -55,15 +56,41 @@ def test_one_device_needs_no_layout(tiny):
 
 def test_weights_are_cut_where_memory_asks_for_it(tiny, monkeypatch):
     whole = budget.need(SIZES, 2)
-    shape = parallel.MeshShape(prompts=2, sequence=2)
     for weights in (1, 4):
-        needed = parallel.per_device(whole, shape._replace(weights=weights))
+        needed = parallel.per_device(whole, SHAPE._replace(weights=weights))
         with_memory(monkeypatch, needed)
         layout, shardings = spread.spread(tiny, SIZES, 2, 4)
         assert layout != Layout()
         cut = [not where.is_fully_replicated for where in jax.tree.leaves(shardings.dit)]
         assert any(cut) == (weights > 1)
         assert all(where.is_fully_replicated for where in jax.tree.leaves(shardings.vae))
+
+
+def test_what_may_fit_is_cut_and_told_and_only_what_cannot_is_refused(tiny, monkeypatch, capfd):
+    asked, frugal = (tiny, SIZES, 2, 4), SHAPE._replace(weights=4)
+    needed, certain = (
+        parallel.per_device(budget.need(SIZES, 2), frugal, share) for share in (1, budget.CERTAIN)
+    )
+    for size in (needed, needed - 1, certain):
+        monkeypatch.setattr(spread, "device_memory", lambda device: Memory(4 * size, 4 * size))
+        _, shardings = spread.spread(*asked)
+        assert not all(where.is_fully_replicated for where in jax.tree.leaves(shardings.dit))
+        warned = "the model at 9 frames of 32x16 may need 0.0 GiB of memory, and each of 4 devices"
+        assert (warned in capfd.readouterr().err) == (size < needed)
+    with_memory(monkeypatch, certain - 1)
+    with pytest.raises(InputError, match="the model needs at least"):
+        spread.spread(*asked)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_mesh_is_chosen_by_the_memory_of_the_most_prompts_and_of_reuse(tiny, monkeypatch, reuse):
+    told = []
+    monkeypatch.setattr(spread, "choose", lambda *given, **more: told.append(given[0]) or SHAPE)
+    spread.spread(tiny, SIZES, 2, 4, reuse)
+    spread.places(tiny, SIZES, {1, 2}, 4, 1, reuse)
+    needed = budget.need(SIZES, 2, reuse)
+    assert told == [needed, needed]
+    assert needed not in (budget.need(SIZES, 1, reuse), budget.need(SIZES, 2, not reuse))
 
 
 def test_weights_whose_rows_do_not_divide_are_not_cut(tiny, monkeypatch):

@@ -56,6 +56,31 @@ def test_clips_that_do_not_fit_side_by_side_share_devices():
     assert choose(SMALL, 8, 16 * GIB, heads=12, clips=3) == MeshShape(2, 2, 2)
 
 
+def test_what_may_fit_is_cut_the_most_and_what_cannot_is_refused():
+    frugal = MeshShape(prompts=2, sequence=4, weights=8)
+    estimate, certain = per_device(LARGE, frugal), per_device(LARGE, frugal, 0.5)
+    assert LARGE.rest < certain < estimate
+    asked = {"devices": 8, "heads": 40, "certain": 0.5}
+    assert choose(LARGE, memory=16 * GIB, **asked).weights == 4  # as where all of it is certain
+    for memory in (estimate, estimate - 1, certain):
+        assert choose(LARGE, memory=memory, **asked) == frugal
+    with pytest.raises(InputError, match=f"at least {certain / GIB:.1f} GiB on each of 8"):
+        choose(LARGE, memory=certain - 1, **asked)
+    with pytest.raises(InputError, match=f"at least {estimate / GIB:.1f} GiB on each of 8"):
+        choose(LARGE, memory=estimate - 1, **asked | {"certain": 1.0})
+
+
+def test_of_what_may_fit_the_least_by_the_whole_estimate_is_taken():
+    # Weights that are cut are gathered, which outweighs here what cutting them saves.
+    need = Need(4 * GIB, 0, (Phase(8 * GIB, 0, gathered=6 * GIB),))
+    asked = [[per_device(need, MeshShape(sequence=2, weights=n), share) for n in (1, 2)]
+             for share in (1.0, 0.25)]  # fmt: skip
+    assert asked == [[12 * GIB, 16 * GIB], [6 * GIB, 5.5 * GIB]]
+    for memory, weights in ((6, 1), (5.5, 2)):
+        shape = choose(need, 2, int(memory * GIB), heads=12, prompts=1, certain=0.25)
+        assert shape == MeshShape(sequence=2, weights=weights)
+
+
 @pytest.mark.parametrize("devices", [1, 3, 4, 6, 8])
 @pytest.mark.parametrize("memory", [7, 12, 24, 48])
 def test_what_is_chosen_fits_or_is_refused(devices, memory):

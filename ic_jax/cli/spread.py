@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from ..budget import device_memory, need, weight_rows
+from ..budget import CERTAIN, Memory, device_memory, doubt, need, weight_rows
 from ..model import Weights, abstract_model
 from ..models.layout import Layout
 from ..models.variants import Variant
@@ -24,9 +24,11 @@ from ..parallel import (
     on_every,
     over_clips,
     over_mesh,
+    per_device,
     sequence_layout,
     weight_shardings,
 )
+from .console import note
 
 
 class Places(NamedTuple):
@@ -88,14 +90,24 @@ def places(
 def _shape(
     sizes: Variant, prompts: set[int], reuse: bool, devices: Sequence[jax.Device], clips: int = 1
 ) -> MeshShape:
+    """Says what may not fit, and refuses what cannot."""
+    room, count = _memory_of_each(devices), len(devices)
+    needed = need(sizes, max(prompts), reuse)
+    given = {"clips": clips, "prompts": min(prompts), "width": weight_rows(sizes)}
     # Not what is free just now: a run that is taken up again has to find the mesh it began on.
-    known = [memory.limit for memory in map(device_memory, devices) if memory is not None]
+    shape = choose(needed, count, room.limit, sizes.dit.num_heads, **given, certain=CERTAIN)
+    each = f"each of {count} devices"
+    if warning := doubt("the model", sizes, per_device(needed, shape), room.free, each):
+        note(warning)
+    return shape
+
+
+def _memory_of_each(devices: Sequence[jax.Device]) -> Memory:
+    known = [memory for memory in map(device_memory, devices) if memory is not None]
+    limit, free = map(min, zip(Memory(2**63, 2**63), *known))
     # The devices that a CPU pretends to have share the memory of the host.
     shared = len(devices) if devices[0].platform == "cpu" else 1
-    room = min(known, default=2**63) // shared
-    given = {"clips": clips, "prompts": min(prompts), "width": weight_rows(sizes)}
-    needed = need(sizes, max(prompts), reuse)
-    return choose(needed, len(devices), room, sizes.dit.num_heads, **given)
+    return Memory(limit // shared, free // shared)
 
 
 def _on_mesh(

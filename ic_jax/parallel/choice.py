@@ -1,5 +1,6 @@
 """Which mesh: the one that moves the least, of those that fit into memory."""
 
+from functools import partial
 from typing import NamedTuple
 
 from ic_jax.errors import InputError
@@ -39,11 +40,11 @@ class Need(NamedTuple):
     """One at a time, with both prompts."""
 
 
-def per_device(need: Need, shape: MeshShape) -> int:
-    """Estimate of the bytes that each device of a mesh needs."""
+def per_device(need: Need, shape: MeshShape, certain: float = 1.0) -> int:
+    """Estimate of the bytes that each device of a mesh needs; with this share of the work alone."""
     devices = shape.prompts * shape.sequence
     work = max(phase.per_device(devices, shape.weights) for phase in need.phases)
-    return need.transformer // shape.weights + need.rest + work
+    return need.transformer // shape.weights + need.rest + int(certain * work)
 
 
 def choose(
@@ -54,21 +55,26 @@ def choose(
     clips: int = 1,
     prompts: int = 2,
     width: int = 0,
+    certain: float = 1.0,
 ) -> MeshShape:
     """The first of `shapes` that fits on so many devices of `memory` bytes each.
 
+    Where none does, the most frugal of those that would if the estimate of their work were so
+    far off that only the share `certain` of it is needed.
+
     Raises:
-        InputError: not even the most frugal shape fits.
+        InputError: not even then does any shape fit.
     """
     possible = shapes(devices, heads, clips, prompts, width)
-    for shape in possible:
-        if per_device(need, shape) <= memory:
-            return shape
-    least = min(per_device(need, shape) for shape in possible)
-    raise InputError(
-        f"the model needs {least / _GIB:.1f} GiB on each of {devices} devices, which have "
-        f"{memory / _GIB:.1f}; use more devices, a smaller size or fewer frames"
-    )
+    may = [shape for shape in possible if per_device(need, shape, certain) <= memory]
+    if not may:
+        least = min(per_device(need, shape, certain) for shape in possible)
+        raise InputError(
+            f"the model needs at least {least / _GIB:.1f} GiB on each of {devices} devices, which "
+            f"have {memory / _GIB:.1f}; use more devices, a smaller size or fewer frames"
+        )
+    fitting = (shape for shape in may if per_device(need, shape) <= memory)
+    return next(fitting, min(may, key=partial(per_device, need)))
 
 
 def shapes(
