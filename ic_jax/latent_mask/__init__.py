@@ -24,6 +24,8 @@ formula: `encoded` is the plainest reading of its text, and all of these are rec
 
 from functools import partial
 
+from ic_jax.registry import Registry
+
 from .colours import encoded, probes
 from .contents import CONTENTS, response
 from .linear import jacobian
@@ -51,14 +53,14 @@ __all__ = [
     "response",
 ]
 
-MASKS: dict[str, MaskConstruction] = {
-    "nearest": partial(downsample, how="nearest"),
-    "mean": partial(downsample, how="mean"),
-    "min": partial(downsample, how="min"),
-    "encoded": encoded,
-    "probes": probes,
-    "response": response,
-    "response_open": partial(response, opening=2.0),
-    "jacobian": jacobian,
-    "kernel": kernel,
-}
+MASKS = Registry[MaskConstruction](
+    nearest=partial(downsample, how="nearest"),
+    mean=partial(downsample, how="mean"),
+    min=partial(downsample, how="min"),
+    encoded=encoded,
+    probes=probes,
+    response=response,
+    response_open=partial(response, opening=2.0),
+    jacobian=jacobian,
+    kernel=kernel,
+)

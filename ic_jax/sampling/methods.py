@@ -10,6 +10,8 @@ from functools import partial, wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
+from ic_jax.registry import Registry
+
 from . import consistency, gibbs, pixel_baselines, projections, renewals, steps, variational
 from .consistency import Consistency
 from .sampler import Method, split_correct_recombine
@@ -45,33 +47,33 @@ def corrects(make: Callable[..., Consistency]) -> Callable[..., Method]:
     return method
 
 
-METHODS: dict[str, Entry] = {
-    "none": Entry(corrects(lambda: consistency.none), "the plain generator", True, False),
-    "dds": Entry(corrects(consistency.dds), "arXiv 2303.05754", True, False),
-    "bayes_dds": Entry(corrects(consistency.bayes_dds), "ours", True, True),
-    "dds_attenuated": Entry(corrects(projections.dds_attenuated), "arXiv 2303.05754", True, False),
-    "replacement": Entry(corrects(lambda: renewals.replacement), "arXiv 2206.02779", True, True),
-    "ddnm": Entry(corrects(projections.ddnm), "arXiv 2212.00490", True, True),
-    "diffpir": Entry(corrects(renewals.diffpir), "arXiv 2305.08995", False, True),
-    "flowdps": Entry(corrects(renewals.flowdps), "arXiv 2503.08136", False, False),
-    "flowchef": Entry(corrects(projections.flowchef), "arXiv 2412.00100", True, True),
-    "pnp_flow": Entry(corrects(renewals.pnp_flow), "arXiv 2410.02423", False, False),
+METHODS = Registry[Entry](
+    none=Entry(corrects(lambda: consistency.none), "the plain generator", True, False),
+    dds=Entry(corrects(consistency.dds), "arXiv 2303.05754", True, False),
+    bayes_dds=Entry(corrects(consistency.bayes_dds), "ours", True, True),
+    dds_attenuated=Entry(corrects(projections.dds_attenuated), "arXiv 2303.05754", True, False),
+    replacement=Entry(corrects(lambda: renewals.replacement), "arXiv 2206.02779", True, True),
+    ddnm=Entry(corrects(projections.ddnm), "arXiv 2212.00490", True, True),
+    diffpir=Entry(corrects(renewals.diffpir), "arXiv 2305.08995", False, True),
+    flowdps=Entry(corrects(renewals.flowdps), "arXiv 2503.08136", False, False),
+    flowchef=Entry(corrects(projections.flowchef), "arXiv 2412.00100", True, True),
+    pnp_flow=Entry(corrects(renewals.pnp_flow), "arXiv 2410.02423", False, False),
     # Without options: the variances are Flower's own, and not calibrated.
-    "flower": Entry(corrects(lambda: renewals.flower()), "arXiv 2509.26287", False, True),
-    "flower_cov": Entry(corrects(renewals.flower_cov), "arXiv 2509.26287", False, True),
-    "bayes_draw": Entry(corrects(renewals.bayes_draw), "ours, after arXiv 2509.26287", False, True),
-    "trimmed": Entry(corrects(projections.trimmed), "arXiv 2405.15364", True, False),
-    "repaint": Entry(steps.repaint, "arXiv 2201.09865", False, True, single=False),
-    "langevin": Entry(steps.langevin, "ours", False, True, single=False),
-    "ding": Entry(steps.ding, "arXiv 2512.18365", False, False, single=False),
-    "ding_delayed": Entry(partial(steps.ding, delayed=True), "arXiv 2512.18365", False, False),
-    "gibbs": Entry(gibbs.gibbs, "arXiv 2605.11871", False, True, single=False),
-    "red_diff": Entry(variational.red_diff, "arXiv 2305.04391", False, False, False, single=False),
-    "flair": Entry(variational.flair, "arXiv 2506.02680", False, True, False, single=False),
-    "pixel_dds": Entry(corrects(pixel_baselines.pixel_dds), "arXiv 2303.05754", False, False),
-    "dps": Entry(pixel_baselines.dps, "arXiv 2209.14687", False, False, single=False),
-    "psld": Entry(pixel_baselines.psld, "arXiv 2307.00619", False, False, single=False),
-}
+    flower=Entry(corrects(lambda: renewals.flower()), "arXiv 2509.26287", False, True),
+    flower_cov=Entry(corrects(renewals.flower_cov), "arXiv 2509.26287", False, True),
+    bayes_draw=Entry(corrects(renewals.bayes_draw), "ours, after arXiv 2509.26287", False, True),
+    trimmed=Entry(corrects(projections.trimmed), "arXiv 2405.15364", True, False),
+    repaint=Entry(steps.repaint, "arXiv 2201.09865", False, True, single=False),
+    langevin=Entry(steps.langevin, "ours", False, True, single=False),
+    ding=Entry(steps.ding, "arXiv 2512.18365", False, False, single=False),
+    ding_delayed=Entry(partial(steps.ding, delayed=True), "arXiv 2512.18365", False, False),
+    gibbs=Entry(gibbs.gibbs, "arXiv 2605.11871", False, True, single=False),
+    red_diff=Entry(variational.red_diff, "arXiv 2305.04391", False, False, False, single=False),
+    flair=Entry(variational.flair, "arXiv 2506.02680", False, True, False, single=False),
+    pixel_dds=Entry(corrects(pixel_baselines.pixel_dds), "arXiv 2303.05754", False, False),
+    dps=Entry(pixel_baselines.dps, "arXiv 2209.14687", False, False, single=False),
+    psld=Entry(pixel_baselines.psld, "arXiv 2307.00619", False, False, single=False),
+)
 
 
 def options(name: str) -> set[str]:

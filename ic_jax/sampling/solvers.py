@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ic_jax.registry import Registry
+
 from .denoiser import Prediction
 from .schedule import (
     Level,
@@ -129,12 +131,12 @@ class Recipe(NamedTuple):
     solver: Callable[[float], Solver]
 
 
-SOLVERS: dict[str, Recipe] = {
-    "euler": Recipe(flow_schedule, euler),
-    "flow_euler": Recipe(double_shift_schedule, euler),
-    "unipc": Recipe(unipc_schedule, unipc),
-    "dpmpp_2m": Recipe(dpmpp_schedule, dpmpp_2m),
-}
+SOLVERS = Registry[Recipe](
+    euler=Recipe(flow_schedule, euler),
+    flow_euler=Recipe(double_shift_schedule, euler),
+    unipc=Recipe(unipc_schedule, unipc),
+    dpmpp_2m=Recipe(dpmpp_schedule, dpmpp_2m),
+)
 
 
 def _renewed(prediction: Prediction, share: float, key: PRNGKeyArray) -> Prediction:
