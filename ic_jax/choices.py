@@ -1,6 +1,7 @@
 """What a user chose, checked, and what the model recommends where nothing was chosen."""
 
 from dataclasses import replace
+from numbers import Integral, Real
 
 from .course import check_levels
 from .errors import InputError
@@ -73,7 +74,8 @@ def _check_names(settings: Settings) -> None:
         ("solver", SOLVERS),
     ):
         value = getattr(settings, name)
-        if value is not None and value not in known:
+        unset = value is None and getattr(Settings, name) is None
+        if not unset and value not in known:
             option = name.replace("_", "-")
             raise InputError(f"unknown --{option} {value!r}; one of {', '.join(known)}")
 
@@ -95,9 +97,13 @@ def _check_ranges(settings: Settings) -> None:
     }
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if value is not None and not low <= value <= high:
+        whole = name in ("steps", "inner", "reuse")
+        # An array would be no part of what a compiled program is known by.
+        fits = isinstance(value, Integral if whole else Real) and low <= value <= high
+        if not fits and not (value is None and getattr(Settings, name) is None):
             option = name.replace("_", "-")
-            raise InputError(f"--{option} is {value}; give a number from {low} to {high}")
+            kind = "whole number" if whole else "number"
+            raise InputError(f"--{option} is {value}; give a {kind} from {low} to {high}")
 
 
 def _check_what_goes_together(settings: Settings) -> None:

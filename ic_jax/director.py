@@ -14,6 +14,7 @@ from .choices import resolve
 from .composite import composite
 from .edit import Edit
 from .errors import InputError
+from .expert import check_context
 from .geometry.mask import MaskOperator
 from .geometry.warp import WarpOperator
 from .model import Model
@@ -108,8 +109,11 @@ def direct(
     the networks over the devices that their weights lie on (`parallel`).
 
     Raises:
-        InputError: nothing of the source is visible in the result, or the sample overflowed.
+        InputError: a `seed` that is not from 0 to 2^32 - 1, settings or a context that do not fit
+            the model, nothing of the source visible in the result, or a sample that overflowed.
     """
+    check_seed(seed)
+    check_context(context, model.variant)
     sizes, weights = model.variant, model.weights
     seconds: dict[str, float] = {}
     settings = resolve(settings, model, isinstance(footage, Edit))
@@ -143,6 +147,12 @@ def direct(
         midway = None
 
     return joined(settings, fit, finished, observed, visible, seconds)
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError for one that another stands for: JAX reads 32 bits of it."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed is {seed}; give a number from 0 to 2^32 - 1")
 
 
 def overflowed() -> InputError:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .conditioning import Conditioning
+from .errors import InputError
 from .model import Weights
 from .models.layout import Layout
 from .models.variants import Variant
@@ -66,7 +67,11 @@ def prepare(
     """What an expert makes of the prompts and of an image, for all of its steps.
 
     Both prompts, in one batch, or without guidance the last alone.
+
+    Raises:
+        InputError: a context of another shape.
     """
+    check_context(context, sizes)
     context = context[-prompt_count(sizes, settings, name) :]
     tokens = None
     if conditioning is not None:
@@ -74,6 +79,18 @@ def prepare(
         tokens = jax.tree.map(times, conditioning.tokens)
     grid = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)[:3]
     return _network(sizes, name, weights, layout)(grid, context, tokens, method="prepare")
+
+
+def check_context(context: Array, sizes: Variant) -> None:
+    """Raises InputError for what cannot be two prompts: of three, the first would be lost."""
+    rows, width = sizes.dit.text_len, sizes.dit.text_dim
+    match context.shape:
+        case 2, length, found if length <= rows and found == width:
+            return
+    raise InputError(
+        f"context has shape {context.shape}; give (2, up to {rows}, {width}), as embed_prompts "
+        "makes of [negative prompt, prompt]"
+    )
 
 
 def denoiser_of(expert: Expert) -> Denoiser:

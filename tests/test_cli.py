@@ -294,7 +294,7 @@ PATH = ["--camera", "path.json"]
         (None, ["--consistency", "dds", "--noise", "loud"], "unknown --noise 'loud'; one of"),
         (None, ["--consistency", "flair", "--guided-to", "0.5"], "flair has no noisy trajectory"),
         (None, ["--refresh-at", "1.5"], "--refresh-at is 1.5"),
-        (None, ["--reuse", "-1"], "--reuse is -1; give a number from 0"),
+        (None, ["--reuse", "-1"], "--reuse is -1; give a whole number from 0"),
         (None, ["--consistency", "dps", "--reuse", "1"], "dps asks the model more than once"),
         (None, ["--devices", "99"], "--devices is 99; give a number from 1 to 8"),
         (None, ["--guided-from", "0.2", "--guided-to", "0.5"], "--guided-from is below"),

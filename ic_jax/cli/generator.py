@@ -13,7 +13,7 @@ from .. import text
 from ..budget import check_fits, check_host_fits, device_memory, host_memory
 from ..calibration import from_record, load_record
 from ..choices import check, resolve
-from ..director import Footage, Take, direct, plan, timed
+from ..director import Footage, Take, check_seed, direct, plan, timed
 from ..edit import Edit
 from ..errors import InputError
 from ..midway import identity, load
@@ -156,8 +156,7 @@ class Generator(Chosen):
     def check(self, settings: Settings) -> None:
         """Raises InputError for what is wrong whatever the model."""
         check(settings)
-        if not 0 <= self.seed < 2**32:  # JAX reads no more of it
-            raise InputError(f"--seed is {self.seed}; give a number from 0 to 2^32 - 1")
+        check_seed(self.seed)
         if self.context is not None and (self.prompt or self.negative_prompt is not None):
             raise InputError(f"{self.context}: holds the prompts; leave --prompt out")
 
