@@ -3,7 +3,7 @@
 The encoder looks around every pixel, so a hole spoils the latents beside it and, through
 the causal convolutions, those after it. A black hole spoils them most. Content that the
 clip shows at another time spoils them least, and a smooth continuation comes second
-(16 to 22 times less than black, within 16 pixels: experiments/results/masks.md).
+(16 to 28 times less than black, within 16 pixels: experiments/results/masks.md).
 """
 
 import jax
