@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, UInt8
 from . import framing
 from .errors import InputError
 from .fill import push_pull
+from .geometry.camera import same_aspect
 from .geometry.mask import MaskOperator
 from .models.frames import from_bytes, to_bytes
 from .video import IMAGE_SUFFIXES, Clip, read_image, read_images, read_video
@@ -112,7 +113,7 @@ def _fitted(
             "give one per frame, or one image for all"
         )
     found = white.shape[1:]
-    if not framing.same_aspect(found, (height, width)):
+    if not same_aspect(found, (height, width)):
         raise InputError(
             f"{path}: the mask is {found[1]}x{found[0]} and {clip.path} is {width}x{height}; "
             "give a mask of the clip's aspect"

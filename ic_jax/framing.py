@@ -17,9 +17,6 @@ from PIL import Image
 from ic_jax.errors import InputError
 from ic_jax.geometry.depth import resize_depth
 
-# A picture of another size is taken for the same view up to this difference in aspect.
-ASPECT_TOLERANCE = 0.02
-
 # Full-size frames in one go: it bounds the memory and changes nothing else.
 FRAMES_AT_ONCE = 8
 
@@ -78,11 +75,6 @@ def _any_along(mask: Bool[np.ndarray, "..."], axis: int, length: int) -> Bool[np
     before[axis] = (1, 0)
     count = np.pad(np.cumsum(mask, axis, dtype=np.int32), before)
     return count.take(last, axis) > count.take(first, axis)
-
-
-def same_aspect(found: tuple[int, int], wanted: tuple[int, int]) -> bool:
-    """Whether two (height, width) may show the same picture, up to `ASPECT_TOLERANCE`."""
-    return abs(wanted[0] / found[0] * found[1] / wanted[1] - 1) <= ASPECT_TOLERANCE
 
 
 def intrinsics_to_working(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from . import framing
 from .errors import InputError
-from .geometry.camera import Camera, compose, scale_intrinsics
+from .geometry.camera import Camera, compose, same_aspect, scale_intrinsics
 from .geometry.depth import DepthClip, load_depth, resize_depth, scene_radius
 from .geometry.trajectory import load_trajectory, trajectory
 from .geometry.warp import WarpOperator, warp_operator
@@ -132,7 +132,7 @@ def _fitted(depth: DepthClip, clip: Clip, path: str | Path) -> DepthClip:
         )
     found = depth.depth.shape[1:]
     scale_y, scale_x = height / found[0], width / found[1]
-    if not framing.same_aspect(tuple(found), (height, width)):
+    if not same_aspect(tuple(found), (height, width)):
         raise InputError(
             f"{path}: depth is {found[1]}x{found[0]} and {clip.path} is {width}x{height};"
             " give depth of the clip's aspect"

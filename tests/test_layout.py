@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 PARTS = {
     "geometry": set(),
     "models": set(),
-    "video": set(),
+    # A folder of frames is told from what a run has left.
+    "video": {"output"},
     "latent_mask": set(),
     # The mask is what a consistency rule is about; it arrives from nowhere else.
     "sampling": {"latent_mask"},

@@ -32,7 +32,8 @@ class Inpaint:
     clip: tyro.conf.Positional[Path | None] = None
     """A video, a GIF or a folder of frames; without it, the bundled sample."""
     mask: Path | None = None
-    """What to make anew, in white: a video, a folder of frames, or one image for all frames."""
+    """What to make anew, in white: a video, a folder of frames, or one image for all frames.
+    What is transparent in an image is not."""
     out: Path = Path("inpaint")
     """Folder of the results. An earlier result is replaced; anything else is left alone."""
     generator: Flat[Generator] = field(default_factory=Generator)

@@ -18,6 +18,8 @@ from ic_jax.errors import InputError
 
 # How far R Rᵀ may be from the identity: files hold poses in a few printed digits.
 RIGID_TOLERANCE = 1e-3
+# A picture of another size is taken for the same view up to this difference in aspect.
+ASPECT_TOLERANCE = 0.02
 
 
 class Camera(NamedTuple):
@@ -58,6 +60,11 @@ def intrinsics_from_fov(fov_degrees: float, height: int, width: int) -> Float[Ar
     if not (0 < fov_degrees < 180 and np.isfinite(focal)):
         raise InputError(f"the field of view is {fov_degrees} degrees; give one such as 60")
     return jnp.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], jnp.float32)
+
+
+def same_aspect(found: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Whether two (height, width) may show the same picture, up to `ASPECT_TOLERANCE`."""
+    return abs(wanted[0] / found[0] * found[1] / wanted[1] - 1) <= ASPECT_TOLERANCE
 
 
 def scale_intrinsics(

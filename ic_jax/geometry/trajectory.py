@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ic_jax import framing
 from ic_jax.errors import InputError
-from ic_jax.geometry.camera import Camera, camera, scale_intrinsics
+from ic_jax.geometry.camera import Camera, camera, same_aspect, scale_intrinsics
 
 RIGHT = np.array([1.0, 0.0, 0.0])
 DOWN = np.array([0.0, 1.0, 0.0])
@@ -220,7 +219,7 @@ def _camera_from(
     if size is None or not {"width", "height"} & fields.keys():
         return result
     found = _file_size(fields)
-    if not framing.same_aspect(found, size):
+    if not same_aspect(found, size):
         raise InputError(
             f'"width" and "height" are {found[1]}x{found[0]} and the clip is'
             f" {size[1]}x{size[0]}; give a camera of the clip's aspect"
