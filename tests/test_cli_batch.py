@@ -482,11 +482,14 @@ def test_jobs_whose_program_needs_too_much_memory_are_lines_and_the_others_are_m
 
     monkeypatch.setattr(OverClips, "__call__", over)
     monkeypatch.setattr(studio, "deliver", deliver)
-    alike = (edit(out=name, steps=3) for name in "bcdef")  # two of them at a time
+    Path("damaged.mp4").write_bytes(Path("short.mp4").read_bytes()[:400])
+    alike = [edit(out=name, steps=3) for name in "bcdef"]  # two of them at a time
+    alike.insert(0, edit(clip="damaged.mp4", steps=3))
     code, stdout, stderr = batch(edit(out="a"), *alike, edit(out="g", steps=4))
-    assert code == 1 and "made 4, failed 3, there before 0" in stdout, stderr
+    assert code == 1 and "made 4, failed 4, there before 0" in stdout, stderr
     said = [line for line in stderr.replace("\r", "\n").split("\n") if "ic-jax: " in line]
-    for line, job in zip(said, (4, 5, 6), strict=True):
+    assert said.pop(0).startswith("ic-jax: jobs.jsonl, line 2: damaged.mp4: ")
+    for line, job in zip(said, (5, 6, 7), strict=True):
         assert line.startswith(f"ic-jax: jobs.jsonl, line {job}: a device ran out of memory; give")
     assert {path.name for path in (here / "out").iterdir()} == set("abcg")
 

@@ -71,6 +71,9 @@ def test_what_may_fit_is_cut_the_most_and_what_cannot_is_refused():
 
 
 def test_of_what_may_fit_the_least_by_the_whole_estimate_is_taken():
+    need = Need(4 * GIB, 0, (Phase(8 * GIB, 0),))
+    shape = choose(need, 2, 7 * GIB, heads=12, prompts=1, certain=0.25)
+    assert shape == MeshShape(sequence=2, weights=2)
     # Weights that are cut are gathered, which outweighs here what cutting them saves.
     need = Need(4 * GIB, 0, (Phase(8 * GIB, 0, gathered=6 * GIB),))
     asked = [[per_device(need, MeshShape(sequence=2, weights=n), share) for n in (1, 2)]
