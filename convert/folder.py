@@ -18,7 +18,7 @@ from ic_jax.tokenizer import load_tokenizer
 
 from .choose import choose_variant, components_of, expert_of_lora, with_experts_told_apart
 from .network import Network, recognise
-from .shards import find_checkpoints
+from .shards import find_checkpoints, released_files
 
 TOKENIZER = "spiece.model"
 
@@ -80,10 +80,22 @@ def plan_conversion(
         networks = [n.with_lora(lora, lora_scale) if n.component == expert else n for n in networks]
     if dtype is not None:  # after the LoRA, so that their sum is rounded once
         networks = [n if n.component == "vae" else n.cast(dtype) for n in networks]
-    tokenizer = _find_tokenizer(source)
+    tokenizer = find_tokenizer(source)
     if tokenizer is not None:
         _check_tokenizer(tokenizer, networks)
     return Conversion(source, name, tuple(networks), tokenizer, tuple(loras), lora_scale)
+
+
+def find_tokenizer(source: Path) -> Path | None:
+    """The sentencepiece model of umT5; XLM-R's, in some folders, has another name.
+
+    Raises InputError for two that differ.
+    """
+    files = released_files(source) if source.is_dir() else []
+    found = [file for file in files if file.name == TOKENIZER]
+    if len({file.read_bytes() for file in found}) > 1:
+        raise InputError(f"{found[0]} and {found[1]} differ: keep the text encoder's own")
+    return found[0] if found else None
 
 
 def write_conversion(conversion: Conversion, out: Path, advance: Advance) -> dict[str, Any]:
@@ -150,14 +162,6 @@ def _source_record(file: Path, source: Path, advance: Advance) -> dict[str, Any]
             advance(file.name, len(block))
     name = file.name if file == source else file.relative_to(source).as_posix()
     return {"file": name, "bytes": file.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _find_tokenizer(source: Path) -> Path | None:
-    """The sentencepiece model of umT5; XLM-R's, in some folders, has another name."""
-    found = sorted(source.rglob(TOKENIZER)) if source.is_dir() else []
-    if len({file.read_bytes() for file in found}) > 1:
-        raise InputError(f"{found[0]} and {found[1]} differ: keep the text encoder's own")
-    return found[0] if found else None
 
 
 def _check_tokenizer(tokenizer: Path, networks: Sequence[Network]) -> None:

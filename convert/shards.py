@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ic_jax.errors import InputError
+from ic_jax.model_folder import MANIFEST, read_manifest
 
 from .keymap import State
 from .source import SUFFIXES, read_state
@@ -55,18 +56,15 @@ class Checkpoint:
 def find_checkpoints(source: Path) -> list[Checkpoint]:
     """Every network's weights in a folder and the folders below it; or the one file `source`.
 
-    Hidden folders (download caches) are passed over. Raises InputError for an incomplete or
-    mixed set of shards, for weights in a format that is not read, and where there are none.
+    Looks at the `released_files` only. Raises InputError for an incomplete or mixed set of
+    shards, for weights in a format that is not read, and where there are none.
     """
     if not source.exists():
         raise InputError(f"no such file or folder: {source}")
     if source.is_file():
         return [Checkpoint((source,))]
     folders: dict[Path, list[Path]] = defaultdict(list)
-    for file in sorted(source.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
-        if hidden or file.is_dir():
-            continue
+    for file in released_files(source):
         if file.suffix in _FOREIGN:
             raise InputError(f"{file}: {file.suffix} is not read; remove it or convert one file")
         if file.suffix in SUFFIXES or file.name.endswith(".index.json"):
@@ -75,6 +73,29 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
     if not found:
         raise InputError(f"{source}: no weights ({', '.join(SUFFIXES)}) in this folder")
     return found
+
+
+def released_files(source: Path) -> list[Path]:
+    """The files of a folder and the folders below it, sorted.
+
+    Passed over are hidden ones (download caches) and the models that were converted into them.
+    """
+    files = [
+        file
+        for file in sorted(source.rglob("*"))
+        if not any(part.startswith(".") for part in file.relative_to(source).parts)
+        and not file.is_dir()
+    ]
+    converted = {file.parent for file in files if file.name == MANIFEST and _is_ours(file.parent)}
+    return [file for file in files if converted.isdisjoint(file.parents)]
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except InputError:
+        return False
+    return True
 
 
 def _in_folder(files: list[Path]) -> Iterator[Checkpoint]:

@@ -278,6 +278,17 @@ def test_two_tokenizers_that_differ_are_refused(source):
         plan_conversion(source)
 
 
+def test_a_model_inside_its_source_is_no_part_of_it(source, tmp_path):
+    converted(source, source / "out")
+    (source / "out" / "spiece.model").write_bytes(b"another")
+    assert plan_conversion(source).tokenizer.parent.name == "umt5-xxl"
+
+
+def test_a_manifest_of_something_else_hides_nothing(source):
+    (source / "manifest.json").write_text("{}")
+    assert plan_conversion(source).missing == []
+
+
 @pytest.mark.parametrize(
     "content, problem",
     [
