@@ -21,6 +21,7 @@ from ic_jax.errors import InputError
 from ic_jax.model_folder import load_component, read_manifest
 
 from .choose import with_experts_told_apart
+from .folder import TOKENIZER, find_tokenizer
 from .keymap import canonical, export_state
 from .network import Network, recognise
 from .shards import find_checkpoints
@@ -82,8 +83,9 @@ def verify(checkpoint: Path, source: Path, report: Report) -> Comparison:
     `report` is given one line per component.
 
     Raises:
-        InputError: a folder that is missing or damaged, a source of another model or without one
-            of the networks, and a model with LoRA files merged into it, which has no equal.
+        InputError: a folder that is missing or damaged, a source of another model, networks or a
+            tokenizer that only one of the two has, and a model with LoRA files merged into it,
+            which has no equal.
     """
     manifest = read_manifest(checkpoint)
     if manifest.get("loras"):
@@ -92,6 +94,7 @@ def verify(checkpoint: Path, source: Path, report: Report) -> Comparison:
         )
     found = with_experts_told_apart([recognise(each) for each in find_checkpoints(source)])
     networks = {network.component: network for network in found}
+    _check_whole(checkpoint, source, networks, manifest["components"])
     for name, part in manifest["components"].items():
         _check_alike(checkpoint, source, name, networks, part["tensors"])
     comparison = Comparison()
@@ -99,6 +102,22 @@ def verify(checkpoint: Path, source: Path, report: Report) -> Comparison:
         params = load_component(checkpoint, name)
         report(_compare(params, _as_converted(networks[name], part["tensors"]), comparison))
     return comparison
+
+
+def _check_whole(
+    checkpoint: Path,
+    source: Path,
+    networks: Mapping[str, Network],
+    components: Mapping[str, Any],
+) -> None:
+    if lacking := [name for name in networks if name not in components]:
+        raise InputError(
+            f"{checkpoint}: has no {', '.join(lacking)}, and {source} has; convert it again, or "
+            "verify against only what it was converted from"
+        )
+    theirs, ours = find_tokenizer(source), checkpoint / TOKENIZER
+    if theirs and not (ours.exists() and ours.read_bytes() == theirs.read_bytes()):
+        raise InputError(f"{ours}: missing, or not {theirs}; convert the model again")
 
 
 def _check_alike(

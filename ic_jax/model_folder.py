@@ -168,7 +168,10 @@ def component_tensors(
     """
     components = read_manifest(folder)["components"]
     if name not in components:
-        raise InputError(f"{folder}: has no {name}; it holds {', '.join(components)}")
+        raise InputError(
+            f"{folder}: has no {name}; it holds {', '.join(components)}: convert again from a "
+            f"source with the {name} among its files"
+        )
     tensors = components[name]["tensors"]
     if target is not None:
         stored = {key: tuple(tensor["shape"]) for key, tensor in tensors.items()}

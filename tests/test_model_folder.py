@@ -112,7 +112,7 @@ def test_a_network_of_another_shape_is_refused_before_it_is_read(model):
 
 
 def test_a_network_that_is_not_there_is_named(model):
-    with pytest.raises(InputError, match="has no vae; it holds dit"):
+    with pytest.raises(InputError, match="has no vae; it holds dit: convert again from"):
         load_component(model, "vae")
 
 

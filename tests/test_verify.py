@@ -1,3 +1,4 @@
+import shutil
 import sys
 from dataclasses import replace
 
@@ -154,7 +155,7 @@ def test_a_tensor_that_is_not_the_sources_is_named(
     checkpoint, source, tmp_path, component, change, tensor, module
 ):
     model = with_component(checkpoint, tmp_path / "model", component, change)
-    found = verify(model, source, silent)
+    found = verify(model, source / component, silent)
     assert found.differing[f"{component}.{tensor}"] > 0.01
     disagreeing = [name for name, gap in found.modules.items() if gap > 1e-4]
     assert f"{component}.{module}" in disagreeing
@@ -165,7 +166,7 @@ def test_a_tensor_that_is_not_the_sources_is_named(
 def test_the_verdict_on_a_wrong_conversion_is_an_exit_code(checkpoint, source, tmp_path, capsys):
     model = with_component(checkpoint, tmp_path / "model", "umt5", nudge("norm/scale", 3))
     with pytest.raises(SystemExit) as stopped:
-        Verify(model, source).run()
+        Verify(model, source / "umt5").run()
     assert stopped.value.code == 1
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert verdict == "umt5.norm.weight differs by 0.25: do NOT use this conversion."
@@ -205,6 +206,25 @@ def test_what_cannot_be_compared_is_refused(checkpoint, source, tmp_path):
     write_manifest(model, read_manifest(model) | {"loras": [{"file": "style.safetensors"}]})
     with pytest.raises(InputError, match="LoRA files are merged into it"):
         verify(model, source, silent)
+
+
+def test_a_model_that_lacks_a_network_of_its_source_is_refused(checkpoint, source, tmp_path):
+    model = with_component(checkpoint, tmp_path / "model", "dit", lambda params: None)
+    with pytest.raises(InputError, match="model: has no (clip|umt5|vae), .*; convert it again"):
+        verify(model, source, silent)
+
+
+@pytest.mark.parametrize("kept", [None, b"another"])
+def test_a_model_without_the_tokenizer_of_its_source_is_refused(source, tmp_path, kept):
+    encoder = shutil.copytree(source / "umt5", tmp_path / "source")
+    model = converted(encoder, tmp_path / "model")
+    (encoder / "spiece.model").write_bytes(b"tokenizer")
+    if kept:
+        (model / "spiece.model").write_bytes(kept)
+    with pytest.raises(InputError, match="model/spiece.model: missing, or not .*; convert the mo"):
+        verify(model, encoder, silent)
+    (model / "spiece.model").write_bytes(b"tokenizer")
+    assert verify(model, encoder, silent).trusted
 
 
 def test_a_missing_library_is_named(checkpoint, source, monkeypatch):
