@@ -68,10 +68,12 @@ def plan_conversion(
 
     `loras` are merged into the transformer, `lora_scale` times. `dtype` is that of every
     parameter that will be written, the source's for None; the autoencoder, which is always run
-    in float32, keeps the source's. Reads names, shapes and dtypes only. Raises InputError for
-    anything that is not whole: see `find_checkpoints`, `recognise`, `choose_variant`, `merged`,
-    `load_tokenizer`.
+    in float32, keeps the source's. Reads the LoRAs, and of all else names, shapes and dtypes only.
+    Raises InputError for anything that is not whole (see `find_checkpoints`, `recognise`,
+    `choose_variant`, `merged`, `load_tokenizer`), and for a scale of no LoRA.
     """
+    if lora_scale != 1 and not loras:
+        raise InputError(f"a LoRA scale of {lora_scale:g}, and no LoRA: give its file with --lora")
     found = [recognise(checkpoint) for checkpoint in find_checkpoints(source)]
     networks = with_experts_told_apart(found)
     name = choose_variant(source, networks, variant_name)
@@ -102,8 +104,9 @@ def write_conversion(conversion: Conversion, out: Path, advance: Advance) -> dic
     """Write the model folder `out`, whole or not at all; returns its manifest.
 
     Memory holds one parameter at a time, stacked over the blocks, and what is in flight to the
-    disk. Raises InputError for keys or shapes that do not fit, before anything is written, and
-    for an `out` that exists, cannot be written or has too little room.
+    disk. Raises InputError for keys or shapes that do not fit, before anything is written, for an
+    `out` that exists, cannot be written or has too little room, and for a tensor that is not
+    finite, when it is reached.
     """
     streams = [network.leaves() for network in conversion.networks]
     with new_model_folder(out) as folder:

@@ -45,12 +45,13 @@ def merged(state: State, lora: State, scale: float = 1.0) -> State:
 
     The sum is made in float32 when a tensor is read, and rounded once: to the dtype that is asked
     for, or else the weight's own; alpha is the rank where the file has none. The keys of `state`
-    lose their prefixes. Raises InputError, listing them, for LoRA keys that the model lacks (+),
-    halves without the other (-) and shapes that do not fit (!), for a LoRA of another model
-    altogether, and for a scale that is not finite.
+    lose their prefixes. Of the LoRA every tensor is read at the call. Raises InputError, listing
+    them, for LoRA keys that the model lacks (+), halves without the other (-) and shapes that do
+    not fit (!), for a LoRA of another model altogether, one that is not finite or changes
+    nothing, and for a scale that is 0 or not finite.
     """
-    if not math.isfinite(scale):
-        raise InputError(f"a LoRA cannot be added {scale} times")
+    if not math.isfinite(scale) or not scale:
+        raise InputError(f"a LoRA cannot be added {scale} times: use a scale such as 1")
     layout = wan_dit.layout_of(state)
     base = canonical(state, wan_dit.table(layout))
     updates, unknown = _updates(lora, _modules(base, layout), base)
@@ -63,6 +64,11 @@ def merged(state: State, lora: State, scale: float = 1.0) -> State:
     if problems:
         lines = "\n".join(listed(problems))
         raise InputError(f"the LoRA does not fit the transformer:\n{lines}")
+    # In lists, so that all of it is read: what is not finite shows before anything is written.
+    if not any([update.changes() for update in updates.values()]):
+        raise InputError(
+            "the LoRA changes nothing: alpha or a matrix is 0 everywhere; leave it out"
+        )
     sums = {key: _Sum(base[key], update, scale) for key, update in updates.items()}
     return {**base, **sums}
 
@@ -93,6 +99,10 @@ class _Update:
             if not fit:
                 found = tuple(self.tensors[role].shape)
                 yield f"! {self.keys[role]} {found} for a weight {shape}"
+
+    def changes(self) -> bool:
+        """Whether no factor is 0, and so the sum another than the parameter."""
+        return all([np.asarray(tensor).any() for tensor in self.tensors.values()])
 
     def delta(self) -> np.ndarray:
         """What is added to the parameter, in float32."""

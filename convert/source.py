@@ -19,6 +19,8 @@ from .keymap import State, Tensor
 PICKLES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
 
+_FINITE_STEP = 1 << 16
+
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": np.float16,
@@ -40,14 +42,14 @@ def read_state(files: Iterable[Path]) -> State:
 
     Only names, shapes and dtypes are read; a tensor is when `np.asarray` asks for it. Pickles
     are read as weights only: no code in them runs. Raises InputError for a missing, damaged or
-    unknown file, and for a key that two shards hold.
+    unknown file, for a key that two shards hold, and on reading a tensor for NaN and infinity.
     """
     state: dict[str, Tensor] = {}
     for file in files:
         tensors = _read_file(file)
         if twice := sorted(state.keys() & tensors.keys()):
             raise InputError(f"duplicate key: {twice[0]} is in {file} and in another shard")
-        state |= tensors
+        state |= {key: _Finite(tensor, key, file) for key, tensor in tensors.items()}
     return state
 
 
@@ -91,6 +93,34 @@ class _InTorch:
         if tensor.dtype == torch.bfloat16:  # the one that numpy lacks and weights come in
             return tensor.view(torch.uint16).numpy().view(self.dtype)
         return tensor.numpy()
+
+
+@dataclass(frozen=True)
+class _Finite:
+    """A tensor of `path`, refused when it is read if it holds NaN or infinity."""
+
+    tensor: Tensor
+    key: str
+    path: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tensor.dtype
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = np.asarray(self.tensor)
+        flat = array.reshape(-1)
+        # In parts, because a mask of umT5's embedding alone is 1 GB.
+        for start in range(0, flat.size, _FINITE_STEP):
+            if not np.isfinite(flat[start : start + _FINITE_STEP]).all():
+                raise InputError(
+                    f"{self.path}: {self.key} holds NaN or infinity: use an undamaged file"
+                )
+        return array if dtype is None else array.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,30 @@ def test_tensors_stay_on_disk_until_they_are_asked_for(tmp_path):
     np.testing.assert_array_equal(np.asarray(state["x"]), np.ones(4))
 
 
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+@pytest.mark.parametrize("key", ["a.weight", "b.weight", "c.weight", "d.weight"])
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named(tmp_path, name, key, number):
+    bad = TENSORS[key].copy()
+    bad[(-1,) * bad.ndim] = number
+    path = save(tmp_path / name, TENSORS | {key: bad})
+    state = read_state([path])
+    with pytest.raises(InputError) as error:
+        np.asarray(state[key])
+    assert str(error.value) == f"{path}: {key} holds NaN or infinity: use an undamaged file"
+    for other in TENSORS.keys() - {key}:
+        np.testing.assert_array_equal(np.asarray(state[other]), TENSORS[other])
+
+
+def test_all_of_a_large_tensor_is_looked_at(tmp_path):
+    for n, place in enumerate([0, 100_000, -1]):
+        large = np.zeros(200_001, np.float32)
+        large[place] = np.nan
+        state = read_state([save(tmp_path / f"{n}.safetensors", {"x": large})])
+        with pytest.raises(InputError, match="x holds NaN"):
+            np.asarray(state["x"])
+
+
 @pytest.mark.parametrize("index", [True, False])
 def test_a_set_of_shards_is_one_checkpoint(tmp_path, index):
     save_shards(tmp_path, TENSORS, count=3, index=index)

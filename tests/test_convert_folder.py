@@ -359,6 +359,34 @@ def test_a_lora_needs_a_scale_that_is_a_number(source, tmp_path):
         plan_conversion(source, None, [tmp_path / "style.safetensors"], None, float("nan"))
 
 
+def test_a_scale_needs_a_lora_and_is_not_0(source, tmp_path):
+    with pytest.raises(InputError, match="a LoRA scale of 0.5, and no LoRA: .*--lora"):
+        plan_conversion(source, lora_scale=0.5)
+    save_file(lora_of(released.original("t2v"))[0], tmp_path / "style.safetensors")
+    with pytest.raises(InputError, match="a LoRA cannot be added 0.0 times"):
+        plan_conversion(source, loras=[tmp_path / "style.safetensors"], lora_scale=0.0)
+
+
+def test_numbers_that_are_not_finite_name_their_file_and_leave_nothing(source, tmp_path):
+    state = released.original("vae")
+    state["decoder.head.2.bias"] = np.full_like(state["decoder.head.2.bias"], np.nan)
+    released.save_pickle(source / released.VAE, state)
+    with pytest.raises(InputError) as error:
+        converted(source, tmp_path / "out")
+    named = f"{source / released.VAE}: decoder.head.2.bias holds NaN or infinity: "
+    assert str(error.value).startswith(named)
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+def test_a_lora_that_is_not_finite_is_named_before_anything_is_written(source, tmp_path):
+    lora = lora_of(released.original("t2v"))[0]
+    key, tensor = lora.popitem()
+    save_file(lora | {key: np.full_like(tensor, np.inf)}, tmp_path / "style.safetensors")
+    with pytest.raises(InputError) as error:
+        plan_conversion(source, loras=[tmp_path / "style.safetensors"])
+    assert str(error.value).startswith(f"{tmp_path}/style.safetensors: {key} holds NaN or infinity")
+
+
 def test_the_command_scales_a_lora(source, tmp_path, capsys):
     save_file(lora_of(released.original("t2v"))[0], tmp_path / "style.safetensors")
     Convert(source, tmp_path / "out", lora=(tmp_path / "style.safetensors",), lora_scale=0.5).run()

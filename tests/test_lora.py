@@ -168,6 +168,16 @@ def test_a_lora_of_another_model_is_refused(bases, key):
         merged(bases["original"], file)
 
 
+@pytest.mark.parametrize("zero", ["alpha", "lora_B.weight"])
+def test_a_lora_that_changes_nothing_is_refused(bases, matrices, zero):
+    file = lora_file("wan", matrices, alpha=1)
+    zeros = {key: np.zeros_like(file[key]) for key in file if key.endswith(zero)}
+    with pytest.raises(InputError, match="the LoRA changes nothing: alpha or a matrix is 0"):
+        merged(bases["original"], file | zeros)
+    zeros.popitem()
+    merged(bases["original"], file | zeros)
+
+
 def test_two_names_of_one_matrix_are_refused(bases, matrices):
     file = lora_file("wan", matrices) | lora_file("kohya", matrices)
     with pytest.raises(InputError, match="duplicate key: .* are for one weight"):
