@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -179,13 +180,16 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     try:
         # The format before zip archives cannot be mapped.
         mapped = zipfile.is_zipfile(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            # Of a file that is then refused in our words, or read.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is damaged or holds more than tensors: refused, and nothing in it was run"
         ) from error
     except Exception as error:  # torch raises many kinds for a damaged archive
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0] or "empty, or cut short"
         raise InputError(f"{path} is damaged or not a torch file: {reason}") from error
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise InputError(f"{path} is not a flat dictionary of tensors")

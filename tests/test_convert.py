@@ -194,6 +194,20 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_an_empty_pickle_is_said_to_be(tmp_path):
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(InputError, match="not a torch file: empty, or cut short$"):
+        read_state([tmp_path / "model.pth"])
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
+def test_a_pickle_of_python_is_refused_without_a_warning(tmp_path, recwarn, protocol):
+    (tmp_path / "model.pth").write_bytes(pickle.dumps({"a": [1.0]}, protocol))
+    with pytest.raises(InputError, match="model.pth is damaged or"):
+        read_state([tmp_path / "model.pth"])
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("content", [{"step": 3}, [torch.zeros(1)], {"model": {}}])
 def test_a_pickle_of_anything_but_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
