@@ -69,7 +69,7 @@ def test_weights_are_cut_where_memory_asks_for_it(tiny, monkeypatch):
 def test_what_may_fit_is_cut_and_told_and_only_what_cannot_is_refused(tiny, monkeypatch, capfd):
     asked, frugal = (tiny, SIZES, 2, 4), SHAPE._replace(weights=4)
     needed, certain = (
-        parallel.per_device(budget.need(SIZES, 2), frugal, share) for share in (1, budget.CERTAIN)
+        parallel.per_device(budget.need(SIZES, 2), frugal, share) for share in (1.0, budget.CERTAIN)
     )
     for size in (needed, needed - 1, certain):
         monkeypatch.setattr(spread, "device_memory", lambda device: Memory(4 * size, 4 * size))
