@@ -45,6 +45,11 @@ def a_clip(folder, frames=6, height=24, width=36, fps=Fraction(24000, 1001)):
     return folder / "clip.mp4", folder / "depth.npz", arrays
 
 
+def test_a_report_of_a_bug_can_say_the_version(run):
+    code, stdout, stderr = run("--version")
+    assert (code, stdout) == (0, f"ic-jax 0.1.0, jax {jax.__version__}\n"), stderr
+
+
 def test_bundled_clip_is_recaptured_and_replaced(run, tmp_path):
     out = tmp_path / "new" / "recapture"
     code, stdout, stderr = run("recapture", "--out", out, *SMALL)

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import FrameType
 
 import jax
@@ -43,6 +44,9 @@ def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
     _clean_up_when_told_to_stop()
     told = __doc__.partition(":")[2].strip().capitalize()
+    if sys.argv[1:] == ["--version"]:
+        print(*(f"{name} {version(name)}" for name in ("ic-jax", "jax")), sep=", ")
+        return
     try:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
         keep_compiled_programs()
