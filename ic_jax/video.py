@@ -227,7 +227,7 @@ def _read_file(path: Path, max_frames: int | None) -> Clip:
             turned = frame.rotation % 180 != 0
             images.append(np.rot90(_rgb(frame), round(frame.rotation / 90)))
             times.append(frame.pts)
-        fps = _borne_out(Fraction(fps), times, stream.time_base)
+        fps = _borne_out(Fraction(fps), times, Fraction(stream.time_base))
         aspect = Fraction(stream.sample_aspect_ratio or 1)
     return Clip(_same_size(path, images), fps, 1 / aspect if turned else aspect, path)
 
