@@ -5,8 +5,8 @@ checked against XLA's own (`tests/test_budget.py`). What a method adds that goes
 differentiates through the model, is not counted.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from math import gcd, prod
 from pathlib import Path
@@ -250,18 +250,18 @@ def check_host_fits(name: str, sizes: Variant, memory: Memory | None) -> None:
         )
 
 
-@contextmanager
-def full_device_told() -> Iterator[None]:
-    """Makes what JAX raises where a device ran out of memory all the same an InputError."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise InputError(
-            "a device ran out of memory; give fewer --frames, a smaller --height and --width, or "
-            "more --devices (ic-jax info counts)"
-        ) from error
+class full_device_told(AbstractContextManager[None]):
+    """Makes what JAX raises where a device ran out of memory all the same an InputError.
+
+    A generator would leave a cycle of frames behind, and the arrays of what has failed in it.
+    """
+
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            raise InputError(
+                "a device ran out of memory; give fewer --frames, a smaller --height and --width, "
+                "or more --devices (ic-jax info counts)"
+            ) from error
 
 
 def _advice(budget: Budget, memory: Memory) -> str:

@@ -72,9 +72,11 @@ class Studio(NamedTuple):
                     else:
                         self.clerk.later(self._deliver, ended, take)
         except InputError as error:
+            # Anew: what was raised holds on to the arrays of the round.
+            told = InputError(str(error))
             # One program makes them all: the others of these would need as much memory.
             for line in left.values():
-                self.clerk.later(self._refuse, line, error)
+                self.clerk.later(self._refuse, line, told)
 
     def _opened(
         self, line: Line, material: Material, seconds: dict[str, float]
