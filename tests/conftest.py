@@ -1,5 +1,6 @@
 """Eight host devices, and arithmetic that does not depend on the machine's defaults."""
 
+import gc
 import os
 import shutil
 from functools import cache
@@ -23,8 +24,15 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+# Python would go through all that was imported and traced time and again, and free hardly anything.
+gc.set_threshold(50_000, 20, 50)
+
 # Nothing of ours is imported up here: this is read before pytest begins to check shapes.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

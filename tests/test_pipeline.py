@@ -51,6 +51,7 @@ def moved():
 observe = jax.jit(pipeline.observe, static_argnums=(0, 1))
 sample = jax.jit(pipeline.sample, static_argnums=(0, 1))
 finish = jax.jit(pipeline.finish, static_argnums=0)
+encode, decode = (jax.jit(f, static_argnums=0) for f in (wan_vae.encode, wan_vae.decode))
 
 
 def run(sizes, settings, weights, scene, context, key):
@@ -96,8 +97,8 @@ def test_a_camera_that_stays_gives_the_round_trip_of_the_autoencoder(weights):
     still = scene(0)
     np.testing.assert_array_equal(still.operator.visible, 1.0)
     out = run(TINY, Settings(), weights, still, CONTEXT, KEY)
-    latent = wan_vae.encode(TINY.vae, weights.vae, still.clip[None])
-    np.testing.assert_allclose(out, wan_vae.decode(TINY.vae, weights.vae, latent)[0], atol=1e-4)
+    latent = encode(TINY.vae, weights.vae, still.clip[None])
+    np.testing.assert_allclose(out, decode(TINY.vae, weights.vae, latent)[0], atol=1e-4)
 
 
 def test_segments_of_a_run_make_the_whole_bit_for_bit(weights, moved):
@@ -169,7 +170,7 @@ def test_what_an_image_model_is_shown_is_the_known_part_alone(moved):
     latent = observation.measurement.latent
     assert channels.shape == (*latent.shape[:3], 4 + CHANNELS) and tokens.shape == (257, 8)
     masked = jnp.where(known[..., None], observation.measurement.clip, 0.0)
-    expected = wan_vae.encode(SHOWN.vae, weights.vae, masked[None])[0]
+    expected = encode(SHOWN.vae, weights.vae, masked[None])[0]
     np.testing.assert_allclose(channels[..., 4:], expected, atol=1e-5)
     off = observe(SHOWN, replace(QUICK, conditioning=False), weights, moved, moved, KEY)
     assert not np.any(off.conditioning.channels) and not np.any(off.conditioning.tokens)
@@ -247,7 +248,7 @@ def test_a_refreshed_measurement_differs_where_nothing_was_seen(weights, moved):
     apart = np.abs(after.measurement.clip - before.measurement.clip).max(-1)
     seen = np.asarray(before.visible) == 1
     assert apart[seen].max() == 0 and apart[~seen].mean() > 0.05
-    encoded = wan_vae.encode(TINY.vae, weights.vae, after.measurement.clip[None])[0]
+    encoded = encode(TINY.vae, weights.vae, after.measurement.clip[None])[0]
     np.testing.assert_allclose(after.measurement.latent, encoded, atol=1e-5)
     without = run(TINY, settings, weights, moved, CONTEXT, KEY)
     assert np.abs(run(TINY, middle, weights, moved, CONTEXT, KEY) - without).max() > 1e-4

@@ -26,7 +26,7 @@ def transformer():
     """One in bfloat16, and what it is applied to."""
     network = WanDiT(TINY, dtype=jnp.bfloat16)
     given = matrix(1, 1, 4, 4, 16, dtype="float32"), jnp.zeros(1), matrix(1, 4, 8, dtype="bfloat16")
-    return network.apply, network.init(jax.random.key(0), *given), *given
+    return network.apply, jax.eval_shape(network.init, jax.random.key(0), *given), *given
 
 
 def matrix(*shape, dtype):
