@@ -157,6 +157,15 @@ def test_the_scale_is_found_where_the_pixels_were_seen():
     assert variance_scale(errors, "mine") == pytest.approx(0.3, rel=0.1)
 
 
+def test_an_error_beyond_the_priors_variance_does_not_decide_the_scale_alone():
+    """One latent in 1200 with v = 1000 and no error: plain means would halve the scale."""
+    v = np.full((1, 20, 20, 3), 1.0, np.float32)
+    actual = 0.3 * v
+    v[0, 0, 0, 0], actual[0, 0, 0, 0] = 1000.0, 0.0
+    error = MaskError(np.ones((1, 20, 20, 1), np.float32), {"mine": v}, actual)
+    assert variance_scale([error], "mine") == pytest.approx(0.3, rel=0.01)
+
+
 def test_clips_that_hide_nothing_are_refused():
     empty = np.zeros((1, 2, 2, 3), np.float32)
     with pytest.raises(InputError, match="show nothing that a hole could hide"):

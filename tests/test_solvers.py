@@ -16,6 +16,7 @@ from diffusers import (
 from ic_jax.latent_mask import LatentMask
 from ic_jax.sampling.consistency import bayes_dds, dds, none
 from ic_jax.sampling.denoiser import Prediction, split
+from ic_jax.sampling.methods import method
 from ic_jax.sampling.sampler import State, advance, split_correct_recombine
 from ic_jax.sampling.schedule import (
     Level,
@@ -374,3 +375,46 @@ def test_vmap_is_a_loop_over_clips(solver):
     run = jax.jit(lambda x: advance(step, begin(solver, x), unipc_schedule(5, 3.0)).x)
     clips = normal(6, (3, *SHAPE))
     np.testing.assert_allclose(jax.vmap(run)(clips), jnp.stack([run(x) for x in clips]), atol=1e-6)
+
+
+# Draws --------------------------------------------------------------------------------
+
+DRAWING = ["diffpir", "flowdps", "flower", "flower_cov", "pnp_flow", "bayes_draw"]
+DRAWING += ["langevin", "gibbs"]
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+@pytest.mark.parametrize("name", [*DRAWING, "bayes_dds, renew", "dds, renew"])
+def test_what_draws_takes_eulers_steps(name, solver):
+    name, _, noise = name.partition(", ")
+    given = {"inner": 1} | ({"noise": noise} if noise else {})
+    run = lambda solver: advance(
+        method(name, **given)(toy, solver, normal(1), mask(0.7, 0.3)),
+        begin(solver, normal(0)),
+        unipc_schedule(6, 3.0),
+    )
+    end, plain = run(solver()), run(euler())
+    np.testing.assert_allclose(end.x, plain.x, atol=2e-5)
+    # What comes after it finds no trace of a draw.
+    jax.tree.map(np.testing.assert_array_equal, end.memory, solver().init(end.x))
+
+
+@pytest.mark.parametrize("recipe", SOLVERS)
+@pytest.mark.parametrize("seen", [0.0, 1.0])
+def test_a_draw_has_the_posteriors_variance_with_every_solver(recipe, seen):
+    """An exact denoiser of N(0, 0.8²), measured with variance 0.2."""
+    prior, error, shape = 0.8**2, 0.2, (1, 1, 1, 20_000)
+    variance = lambda s: prior * s**2 / (prior * (1 - s) ** 2 + s**2)
+
+    def denoise(x, level):
+        s = level.sigma
+        clean = (1 - s) * prior / (prior * (1 - s) ** 2 + s**2) * x
+        return Prediction(clean, (x - (1 - s) * clean) / s)
+
+    known = LatentMask(jnp.full(shape, seen), jnp.full(shape, error))
+    solver, levels = SOLVERS[recipe].solver(0.0), SOLVERS[recipe].schedule(50, 8.0)
+    step = method("bayes_draw", r2=variance)(denoise, solver, jnp.ones(shape), known)
+    x = advance(step, begin(solver, normal(0, shape)), levels).x
+    expected = 1 / (1 / prior + seen / error)
+    np.testing.assert_allclose(x.var(), expected, rtol=0.06)
+    np.testing.assert_allclose(x.mean(), seen * expected / error, atol=0.03)

@@ -199,6 +199,20 @@ def test_gibbs_holds_what_is_observed_while_it_sweeps():
         assert np.abs(x - held[0])[seen == 0].min() > 0
 
 
+def test_gibbs_sweeps_keep_the_noises_variance_under_a_soft_mask():
+    """σ (h noise + √(1-h²) fresh) around a clean estimate of 0 has variance σ²."""
+    seen, zero = [], jnp.zeros(MANY)
+
+    def watching(x, level):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return Prediction(zero, normal(6, MANY))
+
+    half = mask(0.5, shape=MANY)
+    stepped(gibbs(1), normal(0, MANY), zero, half, level(0.5, 0.4), denoise=watching)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen[1].var(), 0.5**2, rtol=0.03)
+
+
 def test_gibbs_freezes_patch_by_patch():
     """A patch that begins in equilibrium is left alone while another goes on."""
     x = normal(0, (1, 32, 64, 4)).at[:, :, 32:].add(30.0)
@@ -281,6 +295,19 @@ def test_ding_asks_for_the_noise_at_the_level_it_goes_to():
     stepped(ding(), normal(0), normal(4), uneven(), level(0.5, 0.4), denoise=watching)
     jax.effects_barrier()
     np.testing.assert_allclose(asked, [[0.5, 500.0], [0.4, 400.0]], rtol=1e-6)
+
+
+def test_ding_asks_at_a_draw_from_the_bridge():
+    """Around (1-σ') clean + √(σ'² - s²) noise, here 0, with s = σ'²."""
+    seen, zero = [], jnp.zeros(MANY)
+
+    def watching(x, level):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return Prediction(zero, zero)
+
+    stepped(ding(), zero, zero, mask(shape=MANY), level(0.5, 0.4), denoise=watching)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen[1].std(), 0.4**2, rtol=0.03)
 
 
 # Variational ----------------------------------------------------------------------------

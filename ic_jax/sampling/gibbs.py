@@ -11,7 +11,7 @@ from .denoiser import Denoiser, Prediction
 from .renewals import replacement
 from .sampler import Method, State, Step
 from .schedule import Level
-from .solvers import Solver
+from .solvers import Solver, first_order
 
 Patch = tuple[int, int, int]
 
@@ -34,6 +34,7 @@ def gibbs(inner: int = 4, patch: Patch = (2, 4, 4), mixed: float = 0.9) -> Metho
 
     def method(denoise: Denoiser, solver: Solver, y: Latent, mask: LatentMask) -> Step:
         h = jnp.broadcast_to(mask.weight(1.0), y.shape)
+        solver = first_order(solver)
 
         def step(state: State, level: Level) -> State:
             key, sweeps_key, replace_key, solver_key = jax.random.split(state.key, 4)

@@ -15,6 +15,7 @@ from ic_jax.registry import Registry
 from . import consistency, gibbs, pixel_baselines, projections, renewals, steps, variational
 from .consistency import Consistency
 from .sampler import Method, split_correct_recombine
+from .solvers import first_order
 
 
 class Entry(NamedTuple):
@@ -37,15 +38,24 @@ class Entry(NamedTuple):
     can serve."""
 
 
-def corrects(make: Callable[..., Consistency]) -> Callable[..., Method]:
-    """The method that corrects every prediction by the rule that `make` makes."""
+def corrects(make: Callable[..., Consistency], anew: bool = False) -> Callable[..., Method]:
+    """The method that corrects every prediction by the rule that `make` makes.
+
+    `anew` is for rules that draw noise or latents anew at every level, as any does whose `noise`
+    is "renew": a solver with memory then goes by `first_order`.
+    """
 
     @wraps(make)
     def method(**options) -> Method:
-        return split_correct_recombine(make(**options))
+        corrected = split_correct_recombine(make(**options))
+        if not anew and options.get("noise") != "renew":
+            return corrected
+        return lambda denoise, solver, y, mask: corrected(denoise, first_order(solver), y, mask)
 
     return method
 
+
+draws = partial(corrects, anew=True)
 
 METHODS = Registry[Entry](
     none=Entry(corrects(lambda: consistency.none), "the plain generator", True, False),
@@ -54,14 +64,14 @@ METHODS = Registry[Entry](
     dds_attenuated=Entry(corrects(projections.dds_attenuated), "arXiv 2303.05754", True, False),
     replacement=Entry(corrects(lambda: renewals.replacement), "arXiv 2206.02779", True, True),
     ddnm=Entry(corrects(projections.ddnm), "arXiv 2212.00490", True, True),
-    diffpir=Entry(corrects(renewals.diffpir), "arXiv 2305.08995", False, True),
-    flowdps=Entry(corrects(renewals.flowdps), "arXiv 2503.08136", False, False),
+    diffpir=Entry(draws(renewals.diffpir), "arXiv 2305.08995", False, True),
+    flowdps=Entry(draws(renewals.flowdps), "arXiv 2503.08136", False, False),
     flowchef=Entry(corrects(projections.flowchef), "arXiv 2412.00100", True, True),
-    pnp_flow=Entry(corrects(renewals.pnp_flow), "arXiv 2410.02423", False, False),
+    pnp_flow=Entry(draws(renewals.pnp_flow), "arXiv 2410.02423", False, False),
     # Without options: the variances are Flower's own, and not calibrated.
-    flower=Entry(corrects(lambda: renewals.flower()), "arXiv 2509.26287", False, True),
-    flower_cov=Entry(corrects(renewals.flower_cov), "arXiv 2509.26287", False, True),
-    bayes_draw=Entry(corrects(renewals.bayes_draw), "ours, after arXiv 2509.26287", False, True),
+    flower=Entry(draws(lambda: renewals.flower()), "arXiv 2509.26287", False, True),
+    flower_cov=Entry(draws(renewals.flower_cov), "arXiv 2509.26287", False, True),
+    bayes_draw=Entry(draws(renewals.bayes_draw), "ours, after arXiv 2509.26287", False, True),
     trimmed=Entry(corrects(projections.trimmed), "arXiv 2405.15364", True, False),
     repaint=Entry(steps.repaint, "arXiv 2201.09865", False, True, single=False),
     langevin=Entry(steps.langevin, "ours", False, True, single=False),

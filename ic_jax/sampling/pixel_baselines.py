@@ -44,10 +44,10 @@ def pixel_dds(pixels: Pixels, gamma: float = 5.0, noise: Noise = "recompute") ->
 def dps(pixels: Pixels, gamma: float = 1.0) -> Method:
     """After the solver's step, x' ← x' - γ ∇ₓ ‖m (D(clean(x)) - c)‖.
 
-    Chung et al., "Diffusion Posterior Sampling" (arXiv 2209.14687), algorithm 1: the
-    gradient of the squared norm, divided by the norm, through model and decoder. γ is the
-    authors' ζ', about 1 with their 1000 steps; with fewer it acts less. Costs a decode, and
-    both backwards, per step.
+    Chung et al., "Diffusion Posterior Sampling" (arXiv 2209.14687), algorithm 1, through model
+    and decoder: the gradient of the norm, as in the authors' code, which is half of that of the
+    square divided by the norm. γ is the code's scale, about 1 with its 1000 steps; with fewer
+    it acts less. Costs a decode, and both backwards, per step.
     """
 
     def misfit(clean: Latent) -> Scalar:

@@ -1,8 +1,10 @@
 """Rules of other papers that draw noise anew, where they do and as much as they do.
 
-A solver puts the noise of a prediction into the next x, x' = (1-σ') clean + σ' noise; so all of
-these are what their papers do if the solver is Euler's. All are diagonal in the latent mask,
-with y as encoded, and being written for latents they are reconstructions.
+Euler's step puts the noise of a prediction into the next x, x' = (1-σ') clean + σ' noise, and
+with it all of these are what their papers do. A solver with memory has no more to offer where
+everything is drawn anew (`solvers.first_order`): there it gives its schedule, and Euler's step.
+All are diagonal in the latent mask, with y as encoded, and being written for latents they are
+reconstructions.
 """
 
 import jax

@@ -124,6 +124,21 @@ def unipc(renoise: float = 0.0) -> Solver:
     )
 
 
+def first_order(solver: Solver) -> Solver:
+    """The same without memory: Euler's step, whatever the solver.
+
+    For what draws at every level. A line through two estimates that were drawn apart leads away
+    from the last one by their difference, which is noise: on a Gaussian prior `bayes_draw` would
+    end with 1.6 times the posterior's variance (UniPC, 50 steps, shift 8).
+    """
+
+    def update(memory: PyTree, prediction: Prediction, level: Level, key: PRNGKeyArray):
+        x, _ = solver.update(solver.init(prediction.clean), prediction, level, key)
+        return x, solver.init(x)
+
+    return Solver(solver.init, update)
+
+
 class Recipe(NamedTuple):
     """`schedule(steps, shift)` and `solver(renoise)`, as they are used together."""
 

@@ -16,7 +16,7 @@ from .denoiser import Denoiser, Prediction
 from .renewals import replacement
 from .sampler import Method, State, Step
 from .schedule import TRAIN_TIMESTEPS, Level
-from .solvers import Solver
+from .solvers import Solver, first_order
 
 
 def repaint(inner: int = 4) -> Method:
@@ -80,6 +80,8 @@ def langevin(inner: int = 4, tau: float = 0.2, r2: CleanVariance = unit_gaussian
     correct = bayes_dds(r2)
 
     def method(denoise: Denoiser, solver: Solver, y: Latent, mask: LatentMask) -> Step:
+        solver = first_order(solver)
+
         def step(state: State, level: Level) -> State:
             key, walk_key, solver_key = jax.random.split(state.key, 3)
 
