@@ -87,7 +87,7 @@ def test_splash_pads_tokens_and_heads_to_what_it_needs(queries, keys, head_dim):
 
 
 def test_splash_goes_over_several_tiles_of_keys():
-    arrays = draw(64, 1100, heads=1)
+    arrays = draw(64, 2100, heads=1)
     np.testing.assert_allclose(interpreted(*arrays), exact(*arrays), atol=1e-5)
 
 
@@ -96,6 +96,9 @@ def test_tiles_are_as_few_as_will_do_and_pad_little():
         assert package.tpu._tiles(tokens, 1024) == expected
     assert package.tpu._tiles(32760, 1024) == (1024, 32768)
     assert package.tpu._tiles(75600, 1024) == (1024, 75776)
+    # Keys, by whole units; those of heads of 384, for which 682 fit.
+    assert package.tpu._tiles(32760, 2048, 256) == (2048, 32768)
+    assert package.tpu._tiles(8190, 682, 256) == (512, 8192)
 
 
 def test_splash_has_the_gradient_of_what_is_not_padding():

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from jax.lax import DotDimensionNumbers, Precision
 from jaxtyping import Array, DTypeLike, Float
 
+# A quarter of a v5e's vector memory, in bytes: a larger matrix would be copied within HBM.
+_ON_CHIP = 32 << 20
+
 
 def highest(dtype: DTypeLike) -> Precision | None:
     """For products in `dtype`: what is float32 by design stays so; 16 bits have none to lose."""
@@ -46,6 +49,10 @@ def dot_general(
 
     XLA asks them for float32 results alone. For 16-bit ones it widens both matrices first, which
     takes 5 times as long where there is AMX. The sum is float32, and rounded once, in either case.
+
+    On a TPU, a layer's matrix that fits on the chip is cut out of the stack of all layers first.
+    XLA would have the product do it, in tiles that by its own estimate take 1.5 times as long
+    (1536×8960 on a v5e).
     """
     product = partial(
         jax.lax.dot_general,
@@ -56,4 +63,6 @@ def dot_general(
     if preferred_element_type is not None or a.dtype.itemsize > 2:
         return product(a, b)
     rounded = lambda a, b: product(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
-    return jax.lax.platform_dependent(a, b, cpu=rounded, default=product)
+    cut_first = lambda a, b: product(a, jax.lax.optimization_barrier(b))
+    on_tpu = cut_first if b.size * b.dtype.itemsize <= _ON_CHIP else product
+    return jax.lax.platform_dependent(a, b, cpu=rounded, tpu=on_tpu, default=product)
