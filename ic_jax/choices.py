@@ -18,8 +18,8 @@ CLEAN_ERRORS = "gaussian", "measured"
 def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings:
     """Settings with the model's own recommendation in place of every None.
 
-    An edit leans on its prompt more than a new view does, and shows what the model made of all
-    of the clip.
+    An edit leans on its prompt more than a new view does, and shows the clip itself wherever the
+    mask keeps it.
 
     Raises:
         InputError: a setting out of its range or that nothing would heed, a name that does not
@@ -40,7 +40,7 @@ def resolve(settings: Settings, model: Model, editing: bool = False) -> Settings
         "shift": sizes.shift,
         "clean_error": "gaussian",
         "variance_scale": variance_scale(model, settings.latent_mask),
-        "composite": sizes.composite and not editing,
+        "composite": sizes.composite or editing,
     }
     if editing and sizes.edit_guidance_scale is not None:
         recommended["guidance_scale"] = sizes.edit_guidance_scale

@@ -39,17 +39,17 @@ def test_bundled_clip_is_edited(run, tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert "blue cube" in result["prompt"] and result["command"] == "inpaint"
     assert 0.5 < result["coverage"] < 1
-    # Off unless asked for: what is shown is what the model made.
-    assert result["settings"]["composite"] is False
+    # What the mask keeps is the clip's own, and is measured before and after.
+    assert result["settings"]["composite"] is True
+    assert result["visible_psnr_db_as_delivered"] > result["visible_psnr_db"] + 3
+
+
+def test_what_the_model_made_of_the_whole_clip_may_be_shown(run, tmp_path):
+    out = tmp_path / "inpaint"
+    assert run("inpaint", "--out", out, *SMALL, "--composite", "False")[0] == 0
+    result = json.loads((out / "result.json").read_text())
     assert "visible_psnr_db_as_delivered" not in result
     assert (out / "inpainted.mp4").read_bytes() == (out / "generated.mp4").read_bytes()
-
-
-def test_a_composite_is_measured_before_and_after(run, tmp_path):
-    out = tmp_path / "inpaint"
-    assert run("inpaint", "--out", out, *SMALL, "--composite", "True")[0] == 0
-    result = json.loads((out / "result.json").read_text())
-    assert result["visible_psnr_db_as_delivered"] > result["visible_psnr_db"] + 3
 
 
 def test_prompts_embedded_beforehand_give_the_same_frames(run, tmp_path):
