@@ -2,7 +2,7 @@
 
 from .choices import resolve
 from .director import Take, direct
-from .edit import Edit, load_edit
+from .edit import forget, load_edit
 from .errors import InputError
 from .model import Model, load_model
 from .pipeline import recapture
@@ -13,7 +13,6 @@ from .video import Clip, read_video, write_video
 
 __all__ = [
     "Clip",
-    "Edit",
     "InputError",
     "Model",
     "Settings",
@@ -21,6 +20,7 @@ __all__ = [
     "Take",
     "direct",
     "embed_prompts",
+    "forget",
     "load_edit",
     "load_model",
     "load_shot",

@@ -13,7 +13,7 @@ from .errors import InputError
 from .models.variants import Variant
 from .sampling.caching import every
 from .sampling.schedule import TRAIN_TIMESTEPS, Level, parts
-from .sampling.solvers import SOLVERS
+from .sampling.solvers import SOLVERS, Recipe
 from .settings import Settings
 
 
@@ -31,8 +31,13 @@ class Part(NamedTuple):
 def schedule(sizes: Variant, settings: Settings) -> Level:
     """The levels that lead from noise to a clean latent."""
     shift = sizes.shift if settings.shift is None else settings.shift
-    levels, _ = SOLVERS[settings.solver or sizes.solver]
-    return levels(settings.steps or sizes.steps, shift)
+    steps = sizes.steps if settings.steps is None else settings.steps
+    return recipe(sizes, settings).schedule(steps, shift)
+
+
+def recipe(sizes: Variant, settings: Settings) -> Recipe:
+    """The solver, and the schedule that it is used with."""
+    return SOLVERS[sizes.solver if settings.solver is None else settings.solver]
 
 
 def stages(sizes: Variant, settings: Settings, levels: Level) -> list[tuple[Part, Level]]:

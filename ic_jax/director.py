@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -70,6 +71,16 @@ class Take(NamedTuple):
     seconds: dict[str, float]
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Run:
+    """What tells a run from others of the same clip, prompts and model."""
+
+    settings: Settings
+    """As resolved."""
+    seed: int
+
+
 class Midway(NamedTuple):
     """A run between two steps: all that it needs to go on to the same bits."""
 
@@ -80,6 +91,8 @@ class Midway(NamedTuple):
     """Its arrays are the next step's to overwrite: copy what is to be kept (`midway.save`)."""
     step: int
     """Steps of this window that are done."""
+    run: Run
+    """The one that it is of."""
 
 
 def plan(model: Model, footage: Footage) -> list[range]:
@@ -105,18 +118,23 @@ def direct(
     the model's by the rule of `framing`; a longer clip runs in windows, each of which observes
     its predecessor's last frames as well. `progress` is told the stage and how many steps of it
     are done. `keep` is given the run after every step; from one of these, as `midway`, the same
-    call goes on to the same frames bit for bit, on the same kind of device. `layout` spreads
-    the networks over the devices that their weights lie on (`parallel`).
+    call goes on to the same frames bit for bit, on the same kind of device. The next step
+    overwrites its arrays, so keep `midway.save` or `jax.tree.map(jnp.copy, ...)` of it.
+    `layout` spreads the networks over the devices that their weights lie on (`parallel`).
 
     Raises:
         InputError: a `seed` that is not from 0 to 2^32 - 1, settings or a context that do not fit
-            the model, nothing of the source visible in the result, or a sample that overflowed.
+            the model, a `midway` of other settings or another seed, nothing of the source
+            visible in the result, or a sample that overflowed.
     """
     check_seed(seed)
     check_context(context, model.variant)
     sizes, weights = model.variant, model.weights
     seconds: dict[str, float] = {}
     settings = resolve(settings, model, isinstance(footage, Edit))
+    run = Run(settings, seed)
+    if midway is not None and midway.run != run:
+        raise InputError("midway is of a run with other settings or another seed; give its own")
     fit = framing.fit(footage.frames.shape[1:3], (sizes.height, sizes.width))
     small = footage.to_working(fit)
 
@@ -125,16 +143,16 @@ def direct(
 
     finished = [] if midway is None else midway.finished
     if midway is not None:
-        midway = Midway(finished, *beside(weights, (midway.seen, midway.state)), midway.step)
+        midway = Midway(finished, *beside(weights, (midway.seen, midway.state)), midway.step, run)
         progress("sample", len(finished) * settings.steps + midway.step)
     for index, window in list(enumerate(plan(model, footage)))[len(finished) :]:
         if midway is None:
             progress("encode", 0)
             with timed(seconds, "encode"):
                 key = jax.random.fold_in(jax.random.key(seed), index)
-                midway = _begun(model, settings, small.take(window), finished, key, layout)
+                midway = _begun(model, run, small.take(window), finished, key, layout)
         with timed(seconds, "sample"):
-            for midway in _steps(model, settings, context, midway, layout):
+            for midway in _steps(model, context, midway, layout):
                 progress("sample", 1)
                 keep(midway)
         # as bytes, not-a-number would be black without a word
@@ -182,18 +200,18 @@ def joined(
 
 def _begun(
     model: Model,
-    settings: Settings,
+    run: Run,
     window: Footage,
     finished: list[UInt8[np.ndarray, "t h w 3"]],
     key: PRNGKeyArray,
     layout: Layout,
 ) -> Midway:
     """A window before its first step: what the source and the window before it show, and noise."""
-    sizes, weights = model.variant, model.weights
+    sizes, weights, settings = model.variant, model.weights, run.settings
     key, noise_key = jax.random.split(key)
     seen = programs.observe(sizes, settings, weights, *scenes(window, finished), key, layout)
     state, _ = pipeline.begin(sizes, settings, noise_key)
-    return Midway(finished, *beside(weights, jax.block_until_ready((seen, state))), 0)
+    return Midway(finished, *beside(weights, jax.block_until_ready((seen, state))), 0, run)
 
 
 def scenes(window: Footage, finished: list[UInt8[np.ndarray, "t h w 3"]]) -> tuple[Scene, Scene]:
@@ -204,17 +222,17 @@ def scenes(window: Footage, finished: list[UInt8[np.ndarray, "t h w 3"]]) -> tup
 
 def _steps(
     model: Model,
-    settings: Settings,
     context: Float[Array, "2 l d"],
     midway: Midway,
     layout: Layout,
 ) -> Iterator[Midway]:
     """The steps of a window that are left, one by one."""
     sizes, weights = model.variant, model.weights
-    finished, seen, state, done = midway
+    finished, seen, state, done, run = midway
     # Held here, the first step's arrays would outlive the step.
     del midway
     told = expert = None
+    settings = run.settings
     for part, level in programs.steps(sizes, settings)[done:]:
         if part.expert != expert:
             expert = part.expert
@@ -226,7 +244,7 @@ def _steps(
             seen = programs.refresh(*known, seen, state, level, layout)
         state = jax.block_until_ready(programs.proceed(*known, seen, state, level, layout))
         done += 1
-        yield Midway(finished, seen, state, done)
+        yield Midway(finished, seen, state, done, run)
 
 
 def look(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, UInt8
 
 from . import framing
@@ -26,10 +27,14 @@ THRESHOLD = 127
 
 
 class Edit(NamedTuple):
-    """Frames, and which of their pixels are kept; the others hold a smooth continuation."""
+    """Frames, and which of their pixels are kept; the others hold a smooth continuation.
+
+    Build it with `forget`, which sees to that.
+    """
 
     frames: UInt8[np.ndarray, "t h w 3"]
     keep: Bool[np.ndarray, "t h w"]
+    """True where the source is kept, and black in a mask file."""
 
     def operator(self) -> MaskOperator:
         """The identity, where it is kept."""
@@ -72,8 +77,26 @@ def load_edit(clip: Clip, mask_path: str | Path) -> Edit:
     return forget(clip.frames, ~regenerate)
 
 
-def forget(frames: UInt8[np.ndarray, "t h w 3"], keep: Bool[np.ndarray, "t h w"]) -> Edit:
-    """An edit that knows nothing of the pixels that are not kept."""
+def forget(frames: ArrayLike, keep: ArrayLike) -> Edit:
+    """An edit that knows nothing of the pixels that are not kept.
+
+    Args:
+        frames: uint8 [t, h, w, 3].
+        keep: bool [t, h, w], True where the source is kept.
+
+    Raises:
+        InputError: arrays of another kind or shape.
+    """
+    frames, keep = np.asarray(frames), np.asarray(keep)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise InputError(
+            f"frames is {frames.dtype} of shape {frames.shape}; give uint8 of shape (t, h, w, 3)"
+        )
+    if keep.dtype != np.bool_ or keep.shape != frames.shape[:3]:
+        raise InputError(
+            f"keep is {keep.dtype} of shape {keep.shape}; give bool of shape {frames.shape[:3]}, "
+            "True where the frames are kept"
+        )
     smooth = []
     for window in framing.windows(len(frames), framing.FRAMES_AT_ONCE, 0):
         some = (jnp.asarray(framing.take(leaf, window)) for leaf in (frames, keep))

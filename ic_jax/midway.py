@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import checkpoint, programs
-from .director import Footage, Midway
+from .choices import resolve
+from .director import Footage, Midway, Run
+from .edit import Edit
 from .errors import InputError
 from .model import Model
 from .pipeline import Observation
@@ -78,7 +80,8 @@ def load(
     seen, state = jax.tree.unflatten(structure, stored)
     state = state._replace(key=jax.random.wrap_key_data(state.key))
     finished = [tree["finished"][str(n)] for n in range(record["windows"])]
-    return Midway(finished, seen, state, record["step"])
+    whose = Run(resolve(settings, model, isinstance(footage, Edit)), run["seed"])
+    return Midway(finished, seen, state, record["step"], whose)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

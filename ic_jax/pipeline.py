@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 
+from .choices import check
 from .conditioning import Conditioning, condition
-from .course import Part, reused, schedule, stages
+from .course import Part, check_levels, recipe, reused, schedule, stages
+from .errors import InputError
 from .expert import denoiser_of, expert, halves_of
 from .fill import fill
 from .geometry.mask import MaskOperator
@@ -40,14 +42,17 @@ from .sampling.consistency import CleanVariance, unit_gaussian
 from .sampling.methods import method
 from .sampling.sampler import Pixels, State, advance, start
 from .sampling.schedule import Level
-from .sampling.solvers import SOLVERS
 from .settings import Settings, most_prompts
+
+# How far beyond its range an array may be.
+ROUNDING = 1e-3
 
 
 class Scene(NamedTuple):
     """What is sampled anew: the clip, and what of the result it shows."""
 
     clip: Float[Array, "*b t h w 3"]
+    """In [-1, 1]."""
     operator: WarpOperator | MaskOperator
 
 
@@ -75,11 +80,39 @@ def recapture(
     `context` embeds [negative prompt, prompt] (see `text`). `choices.resolve` puts the model's
     calibrated `variance_scale` into `settings`; left at None it is 1 here. `settings.composite`
     is for `director.direct`, which has the clip's own size.
+
+    Raises:
+        InputError: a setting out of its range, a name that does not exist, a scene of another
+            size than the model's or of no floats, or, where it is not traced, of other values
+            than [-1, 1] in the clip and [0, 1] in what is visible.
     """
+    check(settings)
+    check_levels(sizes, settings)
+    _check_scene(sizes, scene)
     mask_key, noise_key = jax.random.split(key)
     observation = observe(sizes, settings, weights, scene, scene, mask_key, layout)
     state = sample(sizes, settings, weights, context, observation, noise_key, layout)
     return finish(sizes, weights, state, layout)
+
+
+def _check_scene(sizes: Variant, scene: Scene) -> None:
+    size = sizes.frames, sizes.height, sizes.width
+    for name, array, shape, low in (
+        ("clip", scene.clip, (*size, 3), -1),
+        ("operator.visible", scene.operator.visible, size, 0),
+    ):
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise InputError(
+                f"scene.{name} is {array.dtype} of shape {array.shape}; "
+                f"give floats in [{low}, 1] of shape {shape}"
+            )
+        if isinstance(array, jax.core.Tracer):  # it has no values yet
+            continue
+        least, most = float(array.min()), float(array.max())
+        if not low - ROUNDING <= least <= most <= 1 + ROUNDING:
+            raise InputError(
+                f"scene.{name} holds values from {least:g} to {most:g}; give [{low}, 1]"
+            )
 
 
 def observe(
@@ -169,7 +202,7 @@ def sample(
 def begin(sizes: Variant, settings: Settings, key: PRNGKeyArray) -> tuple[State, Level]:
     """Pure noise, and the levels that lead from it to a clean latent."""
     shape = sizes.vae.latent_shape(sizes.frames, sizes.height, sizes.width)
-    _, solver = SOLVERS[settings.solver or sizes.solver]
+    solver = recipe(sizes, settings).solver
     state = start(key, shape, solver(settings.renoise))
     if settings.reuse:
         tokens = prod(shape[:3]) // prod(sizes.dit.patch)
@@ -193,7 +226,7 @@ def proceed(
 
     Where it is the next few, `expert.prepare` the context once.
     """
-    _, solver = SOLVERS[settings.solver or sizes.solver]
+    solver = recipe(sizes, settings).solver
     consistent = method(
         settings.consistency if part.acts else "none",
         **_options(settings),

@@ -43,7 +43,13 @@ class Embedded(NamedTuple):
 
 
 def embed_prompts(model: str | Path, sizes: Variant, prompts: Sequence[str]) -> Embedded:
-    """`embed_each`, all on the device."""
+    """`embed_each`, all on the device.
+
+    Raises:
+        InputError: no list of prompts, or an empty one; what `embed_each` raises.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise InputError(f"the prompts are {prompts!r}; give a list: [negative prompt, prompt]")
     read = list(embed_each(model, sizes, prompts))
     return Embedded(jnp.stack([each.rows for each in read]), [r.cut for r in read if r.cut])
 

@@ -117,7 +117,7 @@ def test_a_place_without_a_name_is_refused(run, here):
 
 
 def at(step):
-    return Midway([], None, None, step)
+    return Midway([], None, None, step, None)
 
 
 def test_without_a_signal_the_state_is_kept_now_and_then(monkeypatch, tmp_path):

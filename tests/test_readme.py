@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from ic_jax.pipeline import Scene
 from ic_jax.sampling.methods import METHODS
 from ic_jax.settings import Settings
 from ic_jax.text import Embedded
-from ic_jax.video import Clip
+from ic_jax.video import Clip, to_float
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page: page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -100,6 +101,30 @@ def test_the_method_samples_and_keeps_its_promise(robust):
     assert np.isfinite(ours).all() and np.abs(ours - plain).max() > 1e-3
     assert METHODS[robust].plain_when_empty
     np.testing.assert_array_equal(made(robust, 0.0), made("none", 0.0))
+
+
+def test_arrays_of_ones_own_go_in_without_a_file():
+    """At a size where windows are as long as the clip, and nothing is put back over the result."""
+    sizes = TINY.resized(9, 32, 64)
+    given = {
+        "model": Model("tiny", sizes, tiny_weights(), {}),
+        "told": Embedded(tiny_context(), []),
+    }
+    exec(compile(example("intrinsics_from_fov"), "docs/python.md", "exec"), given)
+    moved, painted, pure = (given[name] for name in ("moved", "painted", "pure"))
+    assert moved.shape == painted.shape == given["frames"].shape and (moved != painted).any()
+    assert np.abs(pure - to_float(moved)).max() < 2 / 255
+
+
+def test_every_piece_is_where_the_page_says():
+    table = PAGES[ROOT / "docs/python.md"].split("## Pieces")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", table, re.M)
+    assert len(rows) > 10
+    for where, what in rows:
+        modules = [import_module(name) for name in re.findall(r"`(.*?)`", where)]
+        for module, pieces in zip(modules, what.split("; "), strict=True):
+            named = re.findall(r"`(\w+)`", pieces)
+            assert named and [name for name in named if not hasattr(module, name)] == []
 
 
 def test_many_clips_at_once_and_one_on_many_devices_are_the_same():
