@@ -44,7 +44,9 @@ def main(arguments: Arguments) -> None:
     save_depth(out / "clip_depth.npz", DepthClip(depth, per_frame, c2w, "metric"))
 
     shot = load_shot(read_video(out / "clip.mp4"), out / "clip_depth.npz", CAMERA)
-    truth, _ = render(scene, shot.target.c2w, intrinsics, times, height, width)
+    # A shot's world begins where its first camera stands.
+    poses = shot.target.c2w.at[:, :3, 3].add(c2w[0, :3, 3])
+    truth, _ = render(scene, poses, intrinsics, times, height, width)
     write_video(out / "clip_truth.mp4", to_uint8(np.asarray(truth)), FPS)
     sample = {"prompt": caption(scene), "camera": CAMERA}
     (out / "clip.json").write_text(json.dumps(sample, indent=1) + "\n")

@@ -25,6 +25,8 @@ _warp_operator = jax.jit(warp_operator)
 class Shot(NamedTuple):
     """Frames, their z-depth and the two cameras, all of one size and length.
 
+    Both cameras are in the same world; `load_shot` puts its origin where the first source camera
+    stands, because float32 has no digits for details far from it. Its axes stay the file's.
     `keep` is False where a pixel is no part of the scene (padding).
     """
 
@@ -97,20 +99,21 @@ def load_shot(
     """
     frames, height, width, _ = clip.frames.shape
     depth = _fitted(load_depth(depth_path, depth_kind, fov), clip, depth_path)
+    source = depth.camera
     if camera.endswith(".json"):
         if amount is not None:
             raise InputError(f"{camera}: a camera file has no amount; leave --amount out")
-        target = load_trajectory(camera, depth.intrinsics, (height, width), frames)
+        target = load_trajectory(camera, depth.intrinsics, (height, width), frames, depth.origin)
     else:
         path = trajectory(camera, frames, _radius(depth, depth_path), amount)
-        target = Camera(compose(depth.c2w[0], path), depth.intrinsics)
-    if not all(np.isfinite(leaf).all() for leaf in (*depth.camera, *target)):
+        target = Camera(compose(source.c2w[0], path), depth.intrinsics)
+    if not all(np.isfinite(leaf).all() for leaf in (*source, *target)):
         raise InputError(
             f"{depth_path}: its cameras, moved by {camera}, are not finite in float32;"
             " give them in units that bring them nearer to 1"
         )
     keep = np.ones((frames, height, width), bool)
-    return Shot(clip.frames, np.asarray(depth.depth), depth.camera, target, keep)
+    return Shot(clip.frames, np.asarray(depth.depth), source, target, keep)
 
 
 def _radius(depth: DepthClip, path: str | Path) -> float:

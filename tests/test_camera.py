@@ -89,6 +89,25 @@ def test_invalid_cameras_are_refused(c2w, intrinsics, says):
         camera(c2w, intrinsics, 2)
 
 
+def test_cameras_are_measured_from_the_origin_before_digits_are_lost():
+    c2w = np.eye(4)
+    c2w[:3, 3] = [1e6 + 0.25, -1e6, 3.0]
+    lens = intrinsics_from_fov(60.0, HEIGHT, WIDTH)
+    seen = camera(c2w, lens, 2, origin=np.array([1e6, -1e6, 1.0]))
+    np.testing.assert_array_equal(seen.c2w[:, :3, 3], [[0.25, 0, 2]] * 2)
+
+
+NORMALISED = np.array([[0.9, 0, 0.5], [0, 1.6, 0.5], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("lens", [NORMALISED, np.diag([2.0, 2.0, 1.0])])
+def test_intrinsics_of_a_unit_image_are_refused_where_its_size_is_known(lens):
+    in_pixels = np.diag([1280, 720, 1]) @ lens
+    with pytest.raises(InputError, match="frame 1 look normalised .* in pixels .* of 1280x720"):
+        camera(np.eye(4), np.stack([in_pixels, lens]), 2, size=(720, 1280))
+    camera(np.eye(4), in_pixels, 2, size=(720, 1280))
+
+
 @pytest.mark.parametrize("degrees", [0.0, 180.0, float("nan"), 1e-300, 5e-324])
 def test_impossible_fields_of_view_are_refused(degrees):
     with pytest.raises(InputError, match="field of view"):

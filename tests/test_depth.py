@@ -91,6 +91,7 @@ def spoilt(value):
         ({"kind": "disparity", "scale": 0.0, "shift": 0.0}, "48 of 48"),
         ({"intrinsics": np.zeros((3, 3))}, "singular"),
         ({"c2w": 2 * np.eye(4)}, "not a rigid"),
+        ({"intrinsics": np.diag([0.2, 0.15, 1.0])}, "look normalised"),
         ({"c2w": np.stack([np.eye(4)] * 3)}, "c2w has shape"),
     ],
 )
@@ -135,10 +136,21 @@ def test_unreadable_files_are_refused(tmp_path):
         load_depth(tmp_path / "absent.npz")
 
 
-def test_radius_is_the_depth_of_the_middle_whatever_the_rim():
-    depth = np.full((1, 9, 9), 50.0, np.float32)
-    depth[:, 3:6, 3:6] = 4.0
-    depth[:, 4, 4] = 1000.0
+def test_poses_stay_the_files_own_and_cameras_are_measured_from_the_first(tmp_path):
+    c2w = np.stack([np.eye(4), np.eye(4)])
+    c2w[:, :3, 3] = [[1e6 + 0.25, -3e5, 7.0], [1e6 + 0.375, -3e5, 7.0]]
+    write(tmp_path, depth=DEPTH, kind="metric", intrinsics=INTRINSICS, c2w=c2w)
+    clip = load_depth(tmp_path / "depth.npz")
+    save_depth(tmp_path / "again.npz", clip)
+    np.testing.assert_array_equal(load_depth(tmp_path / "again.npz").c2w, c2w)
+    np.testing.assert_array_equal(clip.origin, c2w[0, :3, 3])
+    np.testing.assert_array_equal(clip.camera.c2w[:, :3, 3], [[0, 0, 0], [0.125, 0, 0]])
+
+
+def test_radius_is_the_first_frames_depth_in_the_middle_whatever_the_rim():
+    depth = np.full((2, 9, 9), 50.0, np.float32)
+    depth[0, 3:6, 3:6] = 4.0
+    depth[0, 4, 4] = 1000.0
     assert scene_radius(jnp.asarray(depth)) == 4.0
 
 

@@ -28,6 +28,7 @@ from ic_jax.latent_mask import (
     kernel,
     response,
 )
+from ic_jax.latent_mask.contents import clouds
 
 FRAMES, HEIGHT, WIDTH = 9, 16, 24
 LATENT = (3, 2, 3, 4)
@@ -292,6 +293,14 @@ def test_large_errors_scatter_most_and_decide_least():
     assert off(fit_kernel(shares, errors)) < off(plain) / 3
 
 
+def test_errors_count_in_proportion_to_what_is_expected_of_them():
+    """The likelihood of errors that scatter by their mean: its maximum is the mean of ratios."""
+    shares, ratios = np.float32([0.1, 0.4, 1.0]), np.float32([1e3, 2e3, 6e3])
+    alone = lambda value: np.full((1, 1, 1, 1), value, np.float32)
+    fitted = fit_kernel([alone(1 - s) for s in shares], [alone(e) for e in shares * ratios])
+    np.testing.assert_allclose(fitted[-1, 1, 1, 0], ratios.mean(), rtol=0.01)
+
+
 # Contents of the hole -------------------------------------------------------------------
 
 
@@ -304,6 +313,18 @@ def test_contents_have_at_least_four_different_sources():
         assert np.isfinite(content).all() and np.abs(content).max() <= 1
     for one, other in itertools.combinations([*made.values(), np.asarray(clip)], 2):
         assert np.abs(one - other).mean() > 0.05
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_clouds_vary_at_every_scale(size):
+    """Alike across an eighth of a frame, not across a half, and finer than that too."""
+    of = jax.vmap(lambda key: clouds((2, size, size, 3), key))
+    made = np.asarray(of(jax.random.split(KEY, 64)))
+    np.testing.assert_array_equal(made[:, 0], made[:, 1])
+    np.testing.assert_allclose(made.std((1, 2, 3, 4)), 1, rtol=1e-4)
+    apart = lambda rows: np.mean(made[:, 0, :-rows] * made[:, 0, rows:])
+    assert apart(size // 8) > 0.12 and abs(apart(size // 2)) < 0.05
+    assert apart(1) < 0.95
 
 
 def test_masks_are_named_constructions():

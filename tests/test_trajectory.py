@@ -118,7 +118,8 @@ def test_file_without_intrinsics_takes_the_sources(tmp_path):
     np.testing.assert_array_equal(loaded.intrinsics[0], source)
 
 
-SQUARE = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+SQUARE = [[50, 0, 32], [0, 50, 18], [0, 0, 1]]
+NORMALISED = [[0.9, 0, 0.5], [0, 1.6, 0.5], [0, 0, 1]]
 LONG = [[3e38, 0, 0], [0, 3e38, 0], [0, 0, 1]]
 FAR = [[1, 0, 0, 1e300], *EYE[1:]]
 
@@ -145,6 +146,8 @@ FAR = [[1, 0, 0, 1e300], *EYE[1:]]
         ({"c2w": [EYE], "intrinsics": SQUARE, "widht": 64}, "'widht'; did you mean width?"),
         ({"c2w": [EYE], "intrinsic": SQUARE}, "unknown 'intrinsic'; did you mean intrinsics?"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 1e-300, "height": 36}, "come together"),
+        ({"c2w": [EYE], "intrinsics": NORMALISED}, r"look normalised \(fx 0.9, cx 0.5\); .*64x36"),
+        ({"c2w": [EYE], "intrinsics": NORMALISED, "width": 640, "height": 360}, "of 640x360"),
         ({"c2w": [EYE], "intrinsics": LONG, "width": 16, "height": 9}, "not finite"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64}, "come together"),
         ({"c2w": [EYE], "intrinsics": SQUARE, "width": 64, "height": 0}, "come together"),

@@ -8,6 +8,7 @@ from skimage.data import astronaut, stereo_motorcycle
 from skimage.transform import resize
 
 from experiments.splat_quality import bicubic_zoom, nearest_splat, psnr, stereo_scene
+from ic_jax.errors import InputError
 from ic_jax.geometry.camera import (
     Camera,
     camera,
@@ -16,6 +17,7 @@ from ic_jax.geometry.camera import (
     project,
     unproject,
 )
+from ic_jax.geometry.mask import MaskOperator
 from ic_jax.geometry.trajectory import trajectory
 from ic_jax.geometry.warp import WarpOperator, warp_frame, warp_operator
 
@@ -185,6 +187,67 @@ def test_half_a_pixel_off_the_image_is_half_visible():
     operator = build(jnp.full((len(MOVES), HEIGHT, WIDTH), FAR), still(len(MOVES)), target)
     np.testing.assert_allclose(operator.visible[:, :, 0], 0.5, atol=1e-3)
     np.testing.assert_array_equal(operator.visible[:, :, 1:], 1.0)
+
+
+def test_a_rim_that_was_dropped_behind_the_foreground_is_no_part_of_it():
+    operator = scene(edges=True)
+    near = operator.surface < (NEAR + FAR) / 2
+    assert near.any((1, 2)).all()
+    np.testing.assert_array_equal(operator.visible[near], 1.0)
+
+
+def test_a_sky_as_far_as_the_unknown_is_no_part_of_the_foreground():
+    depth = np.where(two_planes() == NEAR, NEAR, np.float32(1e10))[None]
+    target = moved(("translate_right", 0.3 * NEAR / FAR / float(INTRINSICS[0, 0])))
+    operator = build(jnp.asarray(depth), still(1), target, edges=False)
+    sky = apply(operator, jnp.asarray(depth > NEAR, jnp.float32)[..., None])
+    near = depth == NEAR  # moved by less than half a pixel
+    np.testing.assert_array_equal(operator.visible[near], 1.0)
+    np.testing.assert_array_equal(sky[near], 0.0)
+
+
+@pytest.mark.parametrize("depth", [0.0, -1.0, np.nan, np.inf])
+def test_a_depth_that_is_none_is_a_dropped_pixel(depth):
+    there = jnp.full((1, HEIGHT, WIDTH), FAR).at[0, 8, 8].set(depth)
+    target = moved(("translate_right", 0.1))
+    dropped = jnp.ones(there.shape, bool).at[0, 8, 8].set(False)
+    expected = build(jnp.full(there.shape, FAR), still(1), target, keep=dropped)
+    jax.tree.map(np.testing.assert_array_equal, build(there, still(1), target), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, HEIGHT, WIDTH), (4, HEIGHT, 8), (4, 48, WIDTH)])
+@pytest.mark.parametrize("operator", [scene(), MaskOperator(scene().visible)])
+def test_a_clip_of_another_size_is_refused(operator, shape):
+    for way in (operator.apply, operator.adjoint):
+        with pytest.raises(InputError, match=rf"clip is \({shape[0]}, .*operator \(4, 24, 32\)"):
+            jax.eval_shape(way, jnp.zeros((*shape, 3)))
+
+
+def test_a_plane_moves_in_the_image_as_its_depth_and_the_camera_say():
+    """A ramp over x shows f b / z more at a pixel, seen from b further to the right."""
+    focal, z, b, inner = float(INTRINSICS[0, 0]), 3.0, 0.04, slice(4, -4)
+    ramp = jnp.broadcast_to(jnp.arange(WIDTH, dtype=jnp.float32)[:, None], (1, HEIGHT, WIDTH, 1))
+    pose = jnp.eye(4)[None].at[0, 0, 3].set(b)
+
+    def shown(depth, pose):
+        operator = warp_operator(depth, still(1), Camera(pose, INTRINSICS[None]))
+        return operator.apply(ramp)[0, inner, inner].mean()
+
+    depth = jnp.full((1, HEIGHT, WIDTH), z)
+    by_depth, by_pose = jax.jit(jax.grad(shown, (0, 1)))(depth, pose)
+    np.testing.assert_allclose(by_depth.sum(), -focal * b / z**2, rtol=1e-3)
+    np.testing.assert_allclose(by_pose[0, 0, 3], focal / z, rtol=1e-3)
+    _, forward = jax.jvp(lambda d: shown(d, pose), (depth,), (jnp.ones_like(depth),))
+    np.testing.assert_allclose(forward, by_depth.sum(), rtol=1e-3)
+
+
+def test_a_slanted_wall_that_turns_towards_the_camera_has_no_cracks():
+    """What a pixel of the source saw of it, foreshortened, is several pixels of the target."""
+    slope, x = np.tan(np.radians(55.0)), (np.arange(WIDTH) + 0.5 - WIDTH / 2) / INTRINSICS[0, 0]
+    depth = jnp.broadcast_to(jnp.asarray(FAR / (1 - slope * x), jnp.float32), (3, HEIGHT, WIDTH))
+    target = moved(("arc_right", 20.0), ("arc_right", 30.0), ("arc_right", 40.0))
+    visible = build(depth, still(3), target, edges=False).visible
+    np.testing.assert_array_equal(visible[:, 4:-4, 1:-1], 1.0)
 
 
 def test_clips_may_be_vmapped():

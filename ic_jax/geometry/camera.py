@@ -18,33 +18,54 @@ from ic_jax.errors import InputError
 
 # How far R Rᵀ may be from the identity: files hold poses in a few printed digits.
 RIGID_TOLERANCE = 1e-3
+# Intrinsics of a unit picture have the principal point within what would be the first pixel, and
+# focal lengths that would see all but the whole half-space: below this share of the picture.
+SHORTEST_FOCAL = 0.05
 # A picture of another size is taken for the same view up to this difference in aspect.
 ASPECT_TOLERANCE = 0.02
 
 
 class Camera(NamedTuple):
-    """One camera, or one per frame of a clip. Build it with `camera`, which validates."""
+    """One camera, or one per frame of a clip. Build it with `camera`: this checks nothing."""
 
     c2w: Float[Array, "*t 4 4"]
     intrinsics: Float[Array, "*t 3 3"]
 
 
-def camera(c2w: ArrayLike, intrinsics: ArrayLike, frames: int) -> Camera:
+def camera(
+    c2w: ArrayLike,
+    intrinsics: ArrayLike,
+    frames: int,
+    *,
+    origin: ArrayLike = 0.0,
+    size: tuple[int, int] | None = None,
+) -> Camera:
     """A checked camera per frame, from poses and intrinsics given once or per frame.
+
+    Far from its origin float32 has no digits left for a world's details. Cameras that are used
+    together, source and target, need the same `origin`.
 
     Args:
         c2w: [4, 4] or [frames, 4, 4], camera to world, in the units of the depth.
         intrinsics: [3, 3] or [frames, 3, 3], in pixels of the image that they belong to.
         frames: number of frames of the result.
+        origin: [3], the point of c2w's world that becomes its origin, subtracted in float64.
+        size: (height, width) of that image, if known.
 
     Raises:
         InputError: a shape that does not fit, a number that is not finite in float32, a pose
-            that is not a rigid transform, intrinsics without a positive focal length.
+            that is not a rigid transform, intrinsics without a positive focal length, or ones
+            that cannot be in pixels of an image of that size.
     """
     poses = _per_frame("c2w", c2w, 4, frames)
+    poses[:, :3, 3] -= origin
     matrices = _per_frame("intrinsics", intrinsics, 3, frames)
+    _check_finite("c2w", poses)
+    _check_finite("intrinsics", matrices)
     _check_rigid(poses)
     _check_intrinsics(matrices)
+    if size is not None:
+        _check_in_pixels(matrices, *size)
     return Camera(jnp.asarray(poses, jnp.float32), jnp.asarray(matrices, jnp.float32))
 
 
@@ -125,16 +146,20 @@ def _apply(matrix: Float[Array, "3 3"], points: Float[Array, "h w 3"]) -> Float[
 
 def _per_frame(name: str, values: ArrayLike, size: int, frames: int) -> np.ndarray:
     try:
-        with np.errstate(over="ignore"):
-            values = np.asarray(values).astype(np.float32, casting="same_kind")
+        values = np.asarray(values).astype(np.float64, casting="same_kind")
     except (TypeError, ValueError):
         raise InputError(f"{name} is not an array of numbers") from None
     wanted = ((size, size), (frames, size, size))
     if values.shape not in wanted:
         raise InputError(f"{name} has shape {values.shape}; give {wanted[0]} or {wanted[1]}")
-    if not np.isfinite(values).all():
+    return np.array(np.broadcast_to(values, wanted[1]))
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32)).all()
+    if not finite:
         raise InputError(f"{name} holds a number that is not finite in float32")
-    return np.broadcast_to(values.astype(np.float64), wanted[1])
 
 
 def _check_rigid(poses: np.ndarray) -> None:
@@ -162,4 +187,16 @@ def _check_intrinsics(matrices: np.ndarray) -> None:
         raise InputError(
             f"intrinsics of frame {bad.argmax()} are singular or not a camera's;"
             " give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, fx and fy above 0"
+        )
+
+
+def _check_in_pixels(matrices: np.ndarray, height: int, width: int) -> None:
+    (fx, fy), (cx, cy) = matrices[:, (0, 1), (0, 1)].T, matrices[:, :2, 2].T
+    first_pixel = (np.minimum(cx, cy) >= 0) & (np.maximum(cx, cy) <= 1)
+    bad = first_pixel & (fx < SHORTEST_FOCAL * width) & (fy < SHORTEST_FOCAL * height)
+    if bad.any():
+        frame = bad.argmax()
+        raise InputError(
+            f"intrinsics of frame {frame} look normalised (fx {fx[frame]:g}, cx {cx[frame]:g});"
+            f" give them in pixels of an image of {width}x{height}"
         )

@@ -41,17 +41,28 @@ _NUMPY_ERRORS = (
 
 
 class DepthClip(NamedTuple):
-    """z-depth per frame, with the cameras that saw it. `kind` is the file's declaration."""
+    """z-depth per frame, with the cameras that saw it. `kind` is the file's declaration.
+
+    `c2w` is in the file's own world, and in float64 if it was read from one.
+    """
 
     depth: Float[Array, "t h w"]
     intrinsics: Float[Array, "t 3 3"]
-    c2w: Float[Array, "t 4 4"]
+    c2w: Float[Array | np.ndarray, "t 4 4"]
     kind: str
 
     @property
+    def origin(self) -> Float[np.ndarray, "3"]:
+        """Where in the file's world the first camera stands."""
+        return np.asarray(self.c2w, np.float64)[0, :3, 3]
+
+    @property
     def camera(self) -> Camera:
-        """The cameras that saw it, one per frame."""
-        return Camera(self.c2w, self.intrinsics)
+        """The cameras that saw it, one per frame, in a world that has its origin at `origin`."""
+        c2w = np.array(self.c2w, np.float64)
+        c2w[:, :3, 3] -= self.origin
+        with np.errstate(over="ignore"):
+            return Camera(jnp.asarray(c2w.astype(np.float32)), self.intrinsics)
 
 
 def load_depth(path: str | Path, kind: str | None = None, fov: float | None = None) -> DepthClip:
@@ -142,8 +153,10 @@ def _depth_clip(fields: dict[str, np.ndarray], kind: str | None, fov: float | No
         depth = _to_depth(values.astype(np.float64), kind, fields).astype(np.float32)
     _check_depth(depth)
     frames, height, width = depth.shape
-    view = camera(fields.get("c2w", np.eye(4)), _intrinsics(fields, fov, height, width), frames)
-    return DepthClip(jnp.asarray(depth), view.intrinsics, view.c2w, kind)
+    c2w, intrinsics = fields.get("c2w", np.eye(4)), _intrinsics(fields, fov, height, width)
+    view = camera(c2w, intrinsics, frames, size=(height, width))
+    c2w = np.broadcast_to(c2w.astype(np.float64), view.c2w.shape)
+    return DepthClip(jnp.asarray(depth), view.intrinsics, c2w, kind)
 
 
 def _declared_kind(fields: dict[str, np.ndarray], kind: str | None) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ic_jax.errors import InputError
@@ -146,6 +147,7 @@ def load_trajectory(
     intrinsics: Float[Array, "*t 3 3"] | None = None,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
+    origin: ArrayLike = 0.0,
 ) -> Camera:
     """A camera per frame from a JSON file.
 
@@ -163,6 +165,7 @@ def load_trajectory(
         intrinsics: used when the file has none, usually the source's.
         size: (height, width) of the clip, to which the intrinsics are scaled.
         frames: number of frames of the clip; None takes as many as there are poses.
+        origin: [3], the point of the file's world that becomes its origin (`DepthClip.origin`).
 
     Raises:
         InputError: the file is missing, is not such a JSON, holds an invalid camera, or is for
@@ -170,7 +173,7 @@ def load_trajectory(
     """
     fields = _read_json(Path(path))
     try:
-        return _camera_from(fields, intrinsics, size, frames)
+        return _camera_from(fields, intrinsics, size, frames, origin)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -205,6 +208,7 @@ def _camera_from(
     intrinsics: Float[Array, "*t 3 3"] | None,
     size: tuple[int, int] | None,
     frames: int | None,
+    origin: ArrayLike,
 ) -> Camera:
     c2w = _numbers("c2w", fields["c2w"])
     if c2w.ndim != 3 or not len(c2w):
@@ -214,18 +218,20 @@ def _camera_from(
     if "intrinsics" not in fields:
         if intrinsics is None:
             raise InputError('no "intrinsics"; add them: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]')
-        return camera(c2w, intrinsics, len(c2w))
-    result = camera(c2w, _numbers("intrinsics", fields["intrinsics"]), len(c2w))
-    if size is None or not {"width", "height"} & fields.keys():
+        return camera(c2w, intrinsics, len(c2w), origin=origin)
+    found = _file_size(fields) if {"width", "height"} & fields.keys() else size
+    given = _numbers("intrinsics", fields["intrinsics"])
+    result = camera(c2w, given, len(c2w), origin=origin, size=found)
+    if size in (None, found):
         return result
-    found = _file_size(fields)
     if not same_aspect(found, size):
         raise InputError(
             f'"width" and "height" are {found[1]}x{found[0]} and the clip is'
             f" {size[1]}x{size[0]}; give a camera of the clip's aspect"
         )
     scale_y, scale_x = (clip / file for clip, file in zip(size, found))
-    return camera(c2w, scale_intrinsics(result.intrinsics, scale_x, scale_y), len(c2w))
+    scaled = scale_intrinsics(result.intrinsics, scale_x, scale_y)
+    return camera(c2w, scaled, len(c2w), origin=origin)
 
 
 def _file_size(fields: dict) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ic_jax.geometry.camera import Camera, pixel_centres, project, unproject
 from ic_jax.geometry.depth import RELATIVE_JUMP, depth_edges
+from ic_jax.geometry.mask import check_size
 from ic_jax.geometry.splat import splat_depth
 
 # Stands for the unknown depth of dropped pixels: behind everything.
@@ -46,11 +47,17 @@ class WarpOperator(NamedTuple):
     """Share of each target pixel that the source saw, in [0, 1]."""
 
     def apply(self, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
-        """The clip in the target view; 0 where nothing is visible."""
+        """The clip in the target view; 0 where nothing is visible.
+
+        Raises:
+            InputError: the clip is of another size than the operator.
+        """
+        check_size(self.visible, clip)
         return jax.lax.map(lambda pair: _gather(_corners(pair[0])[0], pair[1]), (self, clip))
 
     def adjoint(self, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
         """The transpose of `apply`: each target pixel handed back to where it came from."""
+        check_size(self.visible, clip)
 
         def frame(pair):
             corners, _ = _corners(pair[0])
@@ -77,14 +84,18 @@ def warp_operator(
 ) -> WarpOperator:
     """The operator from the source cameras' clip to the target cameras' view of it.
 
+    Its weights have derivatives, forward and in reverse, by depth and cameras; which surface is
+    the nearest, a matter of yes or no, counts as given.
+
     Args:
-        depth: z-depth of the source clip, above 0.
+        depth: z-depth of the source clip. A pixel where it is not finite and above 0 is dropped.
         source: one camera per frame.
         target: one camera per frame; the image size is the source's.
         keep: False drops a pixel, whose depth may then be anything. None keeps all.
         edges: drop flying pixels as well, by the rule of `depth_edges`.
     """
-    keep = depth > 0 if keep is None else keep & (depth > 0)
+    known = (depth > 0) & jnp.isfinite(depth)
+    keep = known if keep is None else keep & known
     depth = jnp.where(keep, depth, FAR)
     if edges:
         keep &= depth_edges(depth)
@@ -112,7 +123,8 @@ def warp_frame(
 def _frame_operator(
     depth: Float[Array, "h w"], keep: Bool[Array, "h w"], source: Camera, target: Camera
 ) -> WarpOperator:
-    surface = splat_depth(depth, keep, source, target)
+    # the refinements carry the derivative, as they carry the value
+    surface = splat_depth(*jax.lax.stop_gradient((depth, keep, source, target)))
     operator = WarpOperator(depth, keep, source, target, surface, jnp.zeros_like(surface))
     operator = jax.lax.fori_loop(
         0, REFINEMENTS, lambda _, coarse: coarse._replace(surface=_refine(coarse)), operator
@@ -147,8 +159,8 @@ def _look_back(operator: WarpOperator) -> tuple[Float[Array, "h w 2"], Float[Arr
 def _corners(operator: WarpOperator) -> tuple[list[Corner], Float[Array, "h w"]]:
     """Bilinear weights around the look-back point, on the surface seen and no other; visibility.
 
-    A corner outside the image, or dropped, is a part of the pixel that was not seen; a corner
-    on another surface is no part of it.
+    A corner on another surface is no part of the pixel. One outside the image is a part that was
+    not seen, and so is a dropped one on this surface; of unknown depth, it counts as on another.
     """
     height, width = operator.surface.shape
     pixels, depth = _look_back(operator)
