@@ -90,8 +90,8 @@ def write_take(
 
 
 def write_like(path: Path, frames: UInt8[np.ndarray, "t h w 3"], clip: Clip) -> None:
-    """A video with the rate, pixel aspect and audio of a clip."""
-    write_video(path, frames, clip.fps, audio_from=clip.path, pixel_aspect=clip.pixel_aspect)
+    """A video with the rate, or the times, the pixel aspect and the audio of a clip."""
+    write_video(path, frames, clip.fps, clip.path, clip.pixel_aspect, clip.times)
 
 
 def rehearse(clip: Clip) -> None:

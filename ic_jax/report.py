@@ -4,6 +4,7 @@ Holes are drawn as a light hatch, so that nobody takes a dark object for a hole.
 """
 
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,12 @@ HATCH_GROUND, HATCH_LINE = np.array([234, 236, 240.0]), np.array([192, 198, 207.
 HIDDEN = np.array([38, 43, 54.0])  # softer than black beside photographs
 TITLE, TEXT, SMALL = 44, 25, 17  # font sizes in page pixels
 LONGEST_TITLE = 120  # characters; a prompt may have thousands, and the page would be as wide
+
+# What Unicode does not decompose into a letter and its accent.
+_NOT_IN_FONT = str.maketrans(
+    {"–": "-", "—": "-", "−": "-", "ß": "ss", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ı": "i"}
+    | {"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "×": "x"}
+)
 
 MARGIN, GAP, LABELS = 56, 10, 196  # page pixels; the sheet is meant to be shown at half its size
 COLUMNS, CELL_WIDTH, CELL_HEIGHT = 6, 252, 300
@@ -72,7 +79,8 @@ def summary(
     Args:
       visible: share of each pixel that was observed, in [0, 1].
       truth: the true new view, where it is known.
-      title: one line, in Latin letters: Pillow's own font has no others. A long one is cut.
+      title: one line, in Latin letters, which lose their accents: Pillow's own font has no
+        others. A long one is cut.
       facts: names and values printed under the title, about six: model, camera, coverage...
       fps: frames per second, for the times above the columns.
     """
@@ -86,9 +94,10 @@ def summary(
     if truth is not None:
         rows.append(Row("Truth", "the true new view", truth))
     # Pillow cannot measure a text of several lines.
-    title = " ".join(title.split())
+    title = " ".join(_plain(title).split())
     if len(title) > LONGEST_TITLE:
         title = title[: LONGEST_TITLE - 3] + "..."
+    facts = {_plain(name): _plain(value) for name, value in facts.items()}
     return _sheet(rows, title, facts, fps)
 
 
@@ -231,6 +240,12 @@ def _scaled(
     image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "height width *c"]:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def _plain(text: str) -> str:
+    """Text in the letters that the font has: hardly more than those of English."""
+    decomposed = unicodedata.normalize("NFKD", text.translate(_NOT_IN_FONT))
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -10,34 +10,28 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.sidedata.sidedata import SideData, Type
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from ic_jax.errors import DISK_FULL, InputError
 from ic_jax.output import MADE_BY, RESULT
+from ic_jax.video_colour import ToRGB, from_rgb
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 
 # What Pillow raises of files that are damaged, or larger than it takes for meant well.
 _PILLOW_ERRORS = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
-
-# Chroma is interpolated at full width and rounded, not truncated: about 2 dB on sharp colours.
-_SCALER = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-)
 
 # Decoders need some packets before the first sample that is heard; mp4 hides what lies before 0.
 _AUDIO_RUN_UP = Fraction(1, 10)  # seconds; covers the priming of AAC, MP3 and Opus
@@ -48,17 +42,6 @@ _RATE_TOLERANCE = Fraction(3, 100)
 # Ticks per second to which a measured period is rounded: MPEG's own, so that mp4 can hold them.
 _CLOCK = 90_000
 
-# ITU-T H.273 matrix coefficients as libswscale groups them.
-_MATRIX = {
-    1: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
-    10: Colorspace.BT2020,
-}
-
 
 class Clip(NamedTuple):
     """A decoded video. `write_video(..., audio_from=clip.path)` carries its audio on."""
@@ -67,16 +50,17 @@ class Clip(NamedTuple):
     fps: Fraction  # as stated, if the frames' times bear it out; else their average rate
     pixel_aspect: Fraction  # width / height of one pixel as displayed, 1 for square pixels
     path: Path  # the file, or the folder of frames
+    times: tuple[Fraction, ...] | None = None  # seconds from the first, if not at a constant rate
 
 
 def read_video(
     path: str | os.PathLike, max_frames: int | None = None, fps: Fraction = Fraction(24)
 ) -> Clip:
-    """Decodes a video file, an animated GIF, or a folder of PNG and JPEG frames.
+    """Decodes a video file, an animated GIF, or a folder of images.
 
-    Rotation by quarter turns is undone, and limited or full range, BT.601, BT.709 or BT.2020 become
-    full-range RGB. Files that name no matrix are read as BT.709 from 1280 pixels wide or 577 high,
-    as BT.601 below, as players do; wide-gamut and HDR colours are not tone-mapped.
+    Quarter turns and mirroring are undone, and limited or full range, BT.601, BT.709 or BT.2020
+    become full-range RGB of BT.709, to which HDR (PQ, HLG) is tone-mapped. Files that name no
+    matrix are read as BT.709 from 1280 pixels wide or 577 high, as BT.601 below, as players do.
 
     Args:
       path: a file or a folder, whose images are taken in natural order (frame_2 before frame_10).
@@ -92,6 +76,8 @@ def read_video(
         raise InputError(f"{path}: no such file or folder; check the path of the video")
     if path.is_dir():
         return Clip(read_images(path, "RGB", max_frames), fps, Fraction(1), path)
+    if path.suffix.lower() in (".npy", ".npz"):
+        raise InputError(f"{path}: arrays are not read here; give a video or a folder of images")
     try:
         return _read_file(path, max_frames)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
@@ -115,15 +101,20 @@ def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
     """One image, upright, in 8 bits of one of Pillow's modes: "RGB" for colours, "L" for grey.
 
     Raises:
-      InputError: nothing there, not an image, or a damaged one.
+      InputError: nothing there, not an image, a damaged one, or several in one file.
     """
     try:
         # Pillow warns of what it reads rightly all the same: large images, transparent palettes.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            # A phone's JPEG (MPO) may hold others beside the one that is meant.
+            if getattr(file, "is_animated", False) and file.format != "MPO":
+                raise InputError(f"{path}: holds several images; give a folder with a file of each")
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits of grey: Pillow would make 256 and more white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.asarray(image.convert(mode))
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path of the image") from error
     except _PILLOW_ERRORS as error:
@@ -161,20 +152,23 @@ def write_video(
     fps: Fraction,
     audio_from: str | os.PathLike | None = None,
     pixel_aspect: Fraction = Fraction(1),
+    times: Sequence[Fraction] | None = None,
 ) -> None:
     """Writes H.264 in mp4, tagged BT.709 limited range, at exactly this size and rate.
 
     Even sizes use 4:2:0 chroma, which plays everywhere. 4:2:0 cannot hold an odd size, so odd
     widths or heights use 4:4:4 rather than lose or gain a line; some hardware players refuse it.
 
-    Audio of `audio_from` is copied packet by packet (transcoded to AAC only where mp4 cannot hold
-    its codec), aligned with that file's first frame, and ends with the last frame to within one
-    packet. A source without audio is no error. The file appears whole or not at all.
+    Audio of `audio_from` is copied packet by packet, aligned with that file's first frame, and
+    ends with the last frame to within one packet. It is transcoded to AAC where mp4 cannot hold
+    its codec, or few players play it there: PCM. A source without audio is no error. The file
+    appears whole or not at all.
 
     Args:
       fps: frames per second.
       audio_from: the file or folder that the frames were read from.
       pixel_aspect: width / height of one pixel as displayed.
+      times: when each frame is shown, in seconds from the first, instead of at a constant rate.
 
     Raises:
       InputError: the audio is damaged.
@@ -185,12 +179,15 @@ def write_video(
     try:
         with av.open(partial, "w", format="mp4", options={"movflags": "faststart"}) as out:
             video = _add_video(out, frames.shape, Fraction(fps), pixel_aspect)
+            video.codec_context.time_base = Fraction(1, _CLOCK) if times else 1 / Fraction(fps)
+            times = times or [number / Fraction(fps) for number in range(len(frames))]
+            pictures = _encoded(video, frames, times)
             if audio_from is None or Path(audio_from).is_dir():
-                out.mux(_encoded(video, frames))
+                out.mux(pictures)
             else:
                 with av.open(audio_from) as source:
-                    audio = _audio_packets(out, source, Fraction(len(frames)) / fps)
-                    for packet in heapq.merge(_encoded(video, frames), audio, key=_seconds):
+                    audio = _audio_packets(out, source, times[-1] + 1 / Fraction(fps))
+                    for packet in heapq.merge(pictures, audio, key=_seconds):
                         out.mux(packet)
         partial.replace(path)
     except av.error.FFmpegError as error:
@@ -221,15 +218,42 @@ def _read_file(path: Path, max_frames: int | None) -> Clip:
         fps = stream.average_rate or stream.guessed_rate
         if not fps:
             raise InputError(f"{path}: states no frame rate; re-encode it with one")
-        turned = False
-        images, times = [], []
+        turned, to_rgb = False, ToRGB()
+        images, ticks = [], []
         for frame in islice(_decoded(container, stream, path), max_frames):
-            turned = frame.rotation % 180 != 0
-            images.append(np.rot90(_rgb(frame), round(frame.rotation / 90)))
-            times.append(frame.pts)
-        fps = _borne_out(Fraction(fps), times, Fraction(stream.time_base))
+            image, turned = _upright(to_rgb(frame), frame.side_data.get(Type.DISPLAYMATRIX))
+            images.append(image)
+            ticks.append(frame.pts)
+        tick = Fraction(stream.time_base)
+        fps = _borne_out(Fraction(fps), ticks, tick)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
-    return Clip(_same_size(path, images), fps, 1 / aspect if turned else aspect, path)
+    if turned:
+        aspect = 1 / aspect
+    return Clip(_same_size(path, images), fps, aspect, path, _uneven(fps, ticks, tick))
+
+
+def _upright(
+    image: UInt8[np.ndarray, "h w 3"], matrix: SideData | None
+) -> tuple[UInt8[np.ndarray, "height width 3"], bool]:
+    """The picture as a display matrix shows it, and whether its sides have changed places.
+
+    The matrix takes (x, y, 1) from its left: x' = a x + c y and y' = b x + d y.
+    """
+    if matrix is None:
+        return image, False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]
+    if turned := bool(abs(b) > abs(a)):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], turned
+
+
+def _uneven(fps: Fraction, ticks: list[int | None], tick: Fraction) -> tuple[Fraction, ...] | None:
+    """The frames' own times, where some are off a constant rate by more than half a frame."""
+    if None in ticks or any(later <= sooner for sooner, later in pairwise(ticks)):
+        return None
+    times = tuple((time - ticks[0]) * tick for time in ticks)
+    even = all(abs(time - number / fps) <= 1 / (2 * fps) for number, time in enumerate(times))
+    return None if even else times
 
 
 def _borne_out(fps: Fraction, times: list[int | None], tick: Fraction) -> Fraction:
@@ -259,21 +283,6 @@ def _decoded(
         yield from packet.decode()
 
 
-def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """Full-range RGB by libswscale, told outright what it reads, as its own guesses vary."""
-    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    hd = frame.width >= 1280 or frame.height > 576
-    matrix = _MATRIX.get(frame.colorspace, Colorspace.ITU709 if hd else Colorspace.ITU601)
-    return frame.to_ndarray(
-        format="rgb24",
-        interpolation=_SCALER,
-        src_colorspace=matrix,
-        dst_colorspace=matrix,
-        src_color_range=ColorRange.JPEG if full or frame.format.is_rgb else ColorRange.MPEG,
-        dst_color_range=ColorRange.JPEG,
-    )
-
-
 def _images(folder: Path) -> list[Path]:
     return [file for file in _shown(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
@@ -301,7 +310,7 @@ def _same_size(
 ) -> UInt8[np.ndarray, "t h w c"]:
     images = list(images)
     if not images:
-        raise InputError(f"{path}: holds no frames; give a video file or a folder of PNG or JPEG")
+        raise InputError(f"{path}: holds no frames; give a video file or a folder of images")
     for number, image in enumerate(images):
         if image.shape != images[0].shape:
             (h, w), (first_h, first_w) = image.shape[:2], images[0].shape[:2]
@@ -330,17 +339,13 @@ def _add_video(
     return stream
 
 
-def _encoded(stream: av.VideoStream, frames: UInt8[np.ndarray, "t h w 3"]) -> Iterator[av.Packet]:
-    for number, image in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(
-            format=stream.pix_fmt,
-            interpolation=_SCALER,
-            src_colorspace=Colorspace.ITU709,
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
-        frame.pts, frame.time_base = number, 1 / stream.codec_context.framerate
+def _encoded(
+    stream: av.VideoStream, frames: UInt8[np.ndarray, "t h w 3"], times: Sequence[Fraction]
+) -> Iterator[av.Packet]:
+    tick = Fraction(stream.codec_context.time_base)
+    for image, time in zip(frames, times, strict=True):
+        frame = from_rgb(image, stream.pix_fmt)
+        frame.pts, frame.time_base = round(time / tick), tick
         yield from stream.encode(frame)
     yield from stream.encode(None)
 
@@ -359,6 +364,8 @@ def _audio_packets(
     video = _video_stream(source)
     start = (video.start_time or 0) * video.time_base if video else Fraction(0)
     offset = round(start / stream.time_base)
+    if stream.codec_context is not None and stream.name.startswith("pcm_"):
+        return _transcoded(source, stream, _aac(out, source, stream), offset, seconds)
     try:
         target = out.add_stream_from_template(stream)
     except ValueError:  # mp4 cannot hold this codec

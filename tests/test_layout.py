@@ -13,7 +13,8 @@ PARTS = {
     "geometry": set(),
     "models": set(),
     # A folder of frames is told from what a run has left.
-    "video": {"output"},
+    "video": {"output", "video_colour"},
+    "video_colour": set(),
     "latent_mask": set(),
     # The mask is what a consistency rule is about; it arrives from nowhere else.
     "sampling": {"latent_mask"},

@@ -114,6 +114,12 @@ def test_a_prompt_as_title_does_not_widen_the_page_without_end():
     assert sheets[0].shape == sheets[1].shape and sheets[0].shape[1] < 3000
 
 
+def test_accents_and_dashes_are_drawn_as_what_the_font_has():
+    told = [("Größe – über el niño, Łódź", "1 × 2"), ("Grosse - uber el nino, Lodz", "1 x 2")]
+    sheets = [_sheet(title=title, facts={"Maß": value}) for title, value in told]
+    np.testing.assert_array_equal(*sheets)
+
+
 def test_psnr_matches_its_definition():
     rng = np.random.default_rng(0)
     a = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)

@@ -1,5 +1,6 @@
 """Clips survive files: every frame, its colours, orientation, rate, size and sound."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ic_jax import delivery
 from ic_jax.errors import InputError
 from ic_jax.output import output_folder, write_result
 from ic_jax.video import find_videos, read_image, read_video, to_float, to_uint8, write_video
@@ -163,6 +165,49 @@ def test_the_stated_rate_holds_unless_the_frames_are_of_another(
     assert read_video(tmp_path / "again.mp4").fps == believed
 
 
+def test_frames_at_uneven_times_are_written_at_their_own(tmp_path):
+    milliseconds = [0, 40, 80, 120, 600, 640, 1000, 1040, 1080]
+    clip = read_video(_timed(tmp_path / "screen.mkv", 25, milliseconds))
+    assert [1000 * time for time in clip.times] == milliseconds
+    write_video(tmp_path / "a.mp4", clip.frames, clip.fps, times=clip.times)
+    again = read_video(tmp_path / "a.mp4")
+    np.testing.assert_allclose([float(time) for time in again.times], np.array(milliseconds) / 1000)
+    assert read_video(_timed(tmp_path / "film.mkv", 25, range(0, 360, 40))).times is None
+
+
+def test_sound_lasts_as_long_as_uneven_frames(tmp_path):
+    silent = _timed(tmp_path / "silent.mp4", 25, [0, 40, 80, 120, 1500, 1540])
+    source = _add_sound(tmp_path / "sound.mkv", silent, "aac", seconds=3)
+    clip = read_video(source)
+    delivery.write_like(tmp_path / "out.mp4", clip.frames, clip)
+    samples, rate, _ = _sound(tmp_path / "out.mp4")
+    np.testing.assert_allclose(len(samples) / rate, 1.54 + float(1 / clip.fps), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "matrix, shown",
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, 1, 1, 0), lambda image: image.swapaxes(0, 1)),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((0, -1, 1, 0), np.rot90),
+        ((0, -1, -1, 0), lambda image: np.rot90(image, 2).swapaxes(0, 1)),
+    ],
+    ids=["none", "across", "down", "half", "transposed", "right", "left", "transversed"],
+)
+def test_every_display_matrix_is_honoured(tmp_path, matrix, shown):
+    path = _encode(tmp_path / "clip.mp4", _clip())
+    plain, file = read_video(path).frames, bytearray(path.read_bytes())
+    a, b, c, d = (65536 * part for part in matrix)
+    struct.pack_into(">9i", file, file.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(file)
+    expected = np.stack([shown(image) for image in plain])
+    np.testing.assert_array_equal(read_video(path).frames, expected)
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_rotation_metadata_is_honoured(tmp_path, rotation):
     frames = _clip()
@@ -276,6 +321,15 @@ def test_sound_keeps_its_place_when_the_picture_starts_later(tmp_path):
     np.testing.assert_allclose(_lag(samples, heard[8000:]), 0, atol=16)  # 1 ms
 
 
+def test_pcm_becomes_aac_which_players_of_mp4_play(tmp_path):
+    silent = _encode(tmp_path / "silent.mp4", _clip(25))
+    source = _add_sound(tmp_path / "sound.mov", silent, "pcm_s16le", seconds=0.8)
+    write_video(tmp_path / "out.mp4", _clip(25), Fraction(25), audio_from=source)
+    samples, rate, codec = _sound(tmp_path / "out.mp4")
+    assert codec == "aac" and rate == 16000 and 0.8 <= len(samples) / rate < 0.93
+    np.testing.assert_allclose(_lag(samples, _sound(source)[0]), 0, atol=2)
+
+
 def test_a_source_without_sound_is_no_error(tmp_path):
     silent = _encode(tmp_path / "silent.mp4", _clip())
     write_video(tmp_path / "out.mp4", _clip(), FILM, audio_from=silent)
@@ -293,6 +347,22 @@ def test_a_folder_of_images_is_read_in_natural_order(tmp_path):
     np.testing.assert_array_equal(clip.frames, frames)
     assert clip.fps == FILM
     assert len(read_video(tmp_path, max_frames=5).frames) == 5
+
+
+@pytest.mark.parametrize("suffix", ["tif", "TIFF", "webp", "bmp"])
+def test_a_folder_may_hold_images_of_other_formats(tmp_path, suffix):
+    for number, image in enumerate(_clip(3)):
+        Image.fromarray(image).save(tmp_path / f"{number}.{suffix}", lossless=True)
+    np.testing.assert_array_equal(read_video(tmp_path).frames, _clip(3))
+
+
+def test_a_file_of_several_images_is_not_taken_for_one(tmp_path):
+    first, *others = (Image.fromarray(image) for image in _clip(3))
+    first.save(tmp_path / "all.tif", save_all=True, append_images=others)
+    with pytest.raises(InputError, match="all.tif: holds several images; give a folder"):
+        read_image(tmp_path / "all.tif", "L")
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=others)
+    assert read_image(tmp_path / "phone.jpg", "L").shape == (64, 96)
 
 
 def test_hidden_files_are_no_frames_and_no_clips(tmp_path):
@@ -358,6 +428,13 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     assert any(s in message for s in ("cut off or damaged", "cannot be decoded", "holds no frames"))
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_arrays_are_refused_with_what_to_give(tmp_path, suffix):
+    path = tmp_path / f"mask.{suffix}"
+    path.write_bytes(b"an array")
+    assert _refusal(path) == ": arrays are not read here; give a video or a folder of images"
+
+
 def test_sound_alone_is_refused(tmp_path):
     with av.open(tmp_path / "song.mp4", "w") as out:
         stream = out.add_stream("aac", rate=16000, layout="mono")
@@ -387,7 +464,7 @@ def test_transparent_palettes_and_large_images_are_read_without_a_warning(tmp_pa
 
 
 def test_folders_without_frames_or_with_bad_ones_are_refused(tmp_path):
-    expected = ": holds no frames; give a video file or a folder of PNG or JPEG"
+    expected = ": holds no frames; give a video file or a folder of images"
     assert _refusal(tmp_path) == expected
     Image.fromarray(_clip()[0]).save(tmp_path / "0.png")
     Image.fromarray(_clip()[0, :50]).save(tmp_path / "1.png")
