@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from . import framing
 from .errors import InputError
@@ -66,9 +66,14 @@ def load_edit(clip: Clip, mask_path: str | Path) -> Edit:
     Raises:
         InputError: a mask that cannot be read, does not fit the clip, or is all black or all white.
     """
-    regenerate = _fitted(_read_white(Path(mask_path)), clip, mask_path)
+    grey = _read_grey(Path(mask_path))
+    regenerate = _fitted(grey > THRESHOLD, clip, mask_path)
     if not regenerate.any():
-        raise InputError(f"{mask_path}: no white pixel, so there is nothing to regenerate")
+        labels = "; multiply a mask of labels by 255" if grey.any() else ""
+        raise InputError(
+            f"{mask_path}: no white pixel (the brightest is {grey.max():.0f} of 255), so there is "
+            f"nothing to regenerate{labels}"
+        )
     if regenerate.all():
         raise InputError(
             f"{mask_path}: white everywhere, so nothing of the clip would be kept; "
@@ -113,16 +118,16 @@ def _smoothed(
     return to_bytes(push_pull(clip, keep.astype(jnp.float32)))
 
 
-def _read_white(path: Path) -> Bool[np.ndarray, "t h w"]:
+def _read_grey(path: Path) -> Float[np.ndarray, "t h w"]:
     if path.is_dir():
         images = read_images(path, "LA")
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         images = read_image(path, "LA")[None]
     else:
-        return read_video(path).frames.mean(axis=-1) > THRESHOLD
+        return read_video(path).frames.mean(axis=-1, dtype=np.float32)
     # Many programs draw a mask in its opacity, and leave white all over beneath.
-    grey, opacity = np.moveaxis(images.astype(np.uint16), -1, 0)
-    return grey * opacity > THRESHOLD * 255
+    grey, opacity = np.moveaxis(images.astype(np.float32), -1, 0)
+    return grey * opacity / 255
 
 
 def _fitted(

@@ -108,6 +108,12 @@ def test_a_mask_that_does_not_fit_is_one_line(clip, tmp_path, mask, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_mask_of_labels_is_told_how_bright_it_is(clip, tmp_path):
+    Image.fromarray(box(1)[0].astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=r"the brightest is 1 of 255.*multiply a mask of labels"):
+        load_edit(clip, tmp_path / "mask.png")
+
+
 def cut_short():
     """A PNG whose pixels end after one byte, by what it says: to Pillow, an error of syntax."""
     file = BytesIO()
