@@ -27,6 +27,9 @@ _GEOMETRY, _OBSERVED = 13, 7
 _FILL = 13
 # Bytes per pixel and frame of the result, in chunks and joined.
 _DECODED = 2 * 3
+# Bytes per pixel and frame of a clip's own size that the host holds of it and of its warp: frames,
+# depth and what is no padding; what was observed, and how much of it.
+_WARPED = 3 + 4 + 1 + 3 + 4
 
 # Of a GPU's memory JAX takes three quarters at first, and up to this share if told to.
 DEFAULT_SHARE, LARGEST_SHARE = 0.75, 0.95
@@ -250,18 +253,33 @@ def check_host_fits(name: str, sizes: Variant, memory: Memory | None) -> None:
         )
 
 
+def most_frames(height: int, width: int, memory: Memory | None) -> int | None:
+    """Of a clip of this size, in pixels, that the host has memory to warp; None if unknown.
+
+    Of fewer it may run out as well: what the warp works with is not counted.
+    """
+    return None if memory is None else memory.limit // (_WARPED * height * width)
+
+
 class full_device_told(AbstractContextManager[None]):
-    """Makes what JAX raises where a device ran out of memory all the same an InputError.
+    """Makes what is raised where memory ran out all the same an InputError with this advice.
 
     A generator would leave a cycle of frames behind, and the arrays of what has failed in it.
     """
 
+    def __init__(
+        self,
+        advice: str = "give fewer --frames, a smaller --height and --width, or more --devices "
+        "(ic-jax info counts)",
+    ) -> None:
+        self._advice = advice
+
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-            raise InputError(
-                "a device ran out of memory; give fewer --frames, a smaller --height and --width, "
-                "or more --devices (ic-jax info counts)"
-            ) from error
+            raise InputError(f"a device ran out of memory; {self._advice}") from error
+        if isinstance(error, MemoryError):
+            told = "this host ran out of memory; give a shorter or smaller clip"
+            raise InputError(told) from error
 
 
 def _advice(budget: Budget, memory: Memory) -> str:

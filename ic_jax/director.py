@@ -248,9 +248,11 @@ def _steps(
 
 
 def look(
-    footage: Footage,
+    footage: Footage, progress: Progress = lambda stage, done: None
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"]]:
     """What of the result the source shows, at its own size.
+
+    `progress` is told whenever `framing.FRAMES_AT_ONCE` more frames are done.
 
     Raises:
         InputError: nothing at all.
@@ -261,8 +263,12 @@ def look(
         operator = part.operator()
         observed.append(np.asarray(_apply(operator, part.frames)))
         visible.append(np.asarray(operator.visible))
+        progress("warp", 1)
     if not any(part.any() for part in visible):
-        raise InputError("the new camera sees nothing of the source; use a smaller move")
+        raise InputError(
+            "the new camera sees nothing of the source; use a smaller move, and of poses from a "
+            "file see that z points forward (OpenCV) and that intrinsics are in pixels"
+        )
     return tuple(framing.join(parts, 0, len(footage.frames)) for parts in (observed, visible))
 
 

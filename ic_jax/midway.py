@@ -69,7 +69,7 @@ def load(
     tree, record = _read(path)
     if differing := [name for name in run if record["run"].get(name) != run[name]]:
         raise InputError(
-            f"{path}: is of a run with another {', another '.join(differing)}; "
+            f"{path}: is of another run, which differs in {', '.join(differing)}; "
             "remove it to begin anew, or choose another --out"
         )
     expected = jax.eval_shape(_plain, *programs.abstract_window(model, settings, type(footage)))

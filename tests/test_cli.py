@@ -156,7 +156,7 @@ def test_a_closed_terminal_leaves_nothing_unless_nohup_has_it_ignored(tmp_path, 
         assert [path.name for path in tmp_path.iterdir()] != []
         process.send_signal(signal.SIGHUP)
         _, errors = process.communicate(b"go on\ngo on\n", timeout=60)
-    assert errors == b""
+    assert b"ic-jax" not in errors and b"Traceback" not in errors  # the bar alone
     if inherited == "signal.SIG_IGN":
         assert process.returncode == 0 and (tmp_path / "out" / "result.json").exists()
     else:

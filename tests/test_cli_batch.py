@@ -170,6 +170,46 @@ def test_a_batch_is_made_once_and_what_fails_is_one_line(here, batch, run):
     assert code == 0 and "made 0, failed 0, there before 4" in stdout
 
 
+def test_what_was_made_of_another_file_is_made_anew(here, batch, monkeypatch):
+    monkeypatch.setattr(studio, "window", stand_in)
+    mask = np.asarray(Image.open("mask.png"))
+    Path("frames").mkdir()
+    for n in range(9):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 9 * n, np.uint8)).save(f"frames/{n}.png")
+    Path("path.json").write_text(json.dumps({"c2w": [np.eye(4).tolist()] * 9}))
+    jobs = edit(clip="frames"), edit(out="edit"), view(out="view", camera="path.json")
+    assert "made 3, failed 0, there before 0" in batch(*jobs)[1]
+
+    lens = np.asarray(intrinsics_from_fov(60.0, HEIGHT, WIDTH))
+    depth = np.full((9, HEIGHT, WIDTH), 2.0, np.float32)
+    away = np.diag([1.0, 1.0, 1.0, 1.0])
+    away[2, 3] = -0.1
+    for change, made in (
+        (lambda: os.utime("mask.png", (0, 0)), 0),  # the same bytes, from a bucket or a backup
+        (lambda: Path("frames/.3.png").write_bytes(b"of macOS"), 0),
+        (lambda: Image.fromarray(mask[::-1]).save("mask.png"), 2),
+        (lambda: Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save("frames/3.png"), 1),
+        (lambda: Path("frames/8.png").rename("frames/01.png"), 1),
+        (lambda: np.savez("depth.npz", depth=depth, kind="metric", intrinsics=lens), 1),
+        (lambda: Path("path.json").write_text(json.dumps({"c2w": [away.tolist()] * 9})), 1),
+    ):
+        change()
+        for expected in (made, 0):
+            said = batch(*jobs)[1]
+            assert f"made {expected}, failed 0, there before {3 - expected}" in said
+
+
+def test_what_an_earlier_version_made_stays(here, batch, monkeypatch):
+    """It kept no word of the files."""
+    monkeypatch.setattr(studio, "window", stand_in)
+    assert "made 1" in batch(edit())[1]
+    file = here / "out" / "short" / "result.json"
+    record = json.loads(file.read_text())
+    assert record.pop("inputs").keys() == {"clip", "mask"}
+    file.write_text(json.dumps(record))
+    assert "made 0, failed 0, there before 1" in batch(edit())[1]
+
+
 def test_two_hosts_make_each_clip_once(here):
     write_jobs(*(edit(out=name, steps=1) for name in "cab"))
     with socket.socket() as probe:

@@ -83,7 +83,7 @@ def test_a_stopped_run_goes_on_by_the_same_command(run, here, interrupted, comma
     assert {path.name for path in here.iterdir()} - before == {"out.resume"}
 
     code, _, stderr = run(*arguments, "--out", "out", "--seed", 1)
-    assert code == 2 and "out.resume: is of a run with another seed" in stderr
+    assert code == 2 and "out.resume: is of another run, which differs in seed" in stderr
 
     interrupted(None)
     code, _, stderr = run(*arguments, "--out", "out")

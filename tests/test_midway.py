@@ -122,12 +122,12 @@ def test_nothing_but_the_state_is_left_beside_it(stopped, tmp_path):
 def test_a_state_is_of_one_run(stopped, tmp_path):
     file = tmp_path / "out.resume"
     file.write_bytes(stopped)
-    with pytest.raises(InputError, match="is of a run with another seed; remove it") as error:
+    with pytest.raises(InputError, match="another run, which differs in seed; remove") as error:
         taken_up(edit(), file, seed=1)
     assert "\n" not in str(error.value)
     other = edit()
     other.frames[0, 0, 0] += 1
-    with pytest.raises(InputError, match="another clip"):
+    with pytest.raises(InputError, match="differs in clip"):
         taken_up(other, file)
 
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from types import FrameType
 
 import jax
-import tyro
 
 from ..budget import full_device_told
 from ..errors import InputError, file_errors_told
@@ -22,6 +21,7 @@ from .embed import Embed
 from .info import Info
 from .inpaint import Inpaint
 from .recapture import Recapture
+from .usage import parsed
 from .verify import Verify
 from .warmup import Warmup
 from .warp import Warp
@@ -43,27 +43,59 @@ COMMANDS = {
 def main() -> None:
     """Entry point: exit code 2 and one line for bad input."""
     _clean_up_when_told_to_stop()
-    told = __doc__.partition(":")[2].strip().capitalize()
-    if sys.argv[1:] == ["--version"]:
-        print(*(f"{name} {version(name)}" for name in ("ic-jax", "jax")), sep=", ")
-        return
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by somebody who wants to hear nothing
+            setattr(sys, name, open(os.devnull, "w"))
     try:
-        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ic-jax", description=told)
-        keep_compiled_programs()
-        hand_back_after_compiling()
-        with file_errors_told(), _missing_device_told(), full_device_told():
-            command.run()
+        try:
+            _run()
+        finally:
             sys.stdout.flush()
     except InputError as error:
         print(f"ic-jax: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        # Whoever read the output has enough of it; at its end Python would flush it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has enough of it
+        _say_no_more()
         sys.exit(141)
+    except OSError as error:
+        if _can_be_said():  # then it is of something else, and a defect
+            raise
+        _say_no_more()
+        print(f"ic-jax: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        sys.exit(_UNWRITTEN)
     except KeyboardInterrupt:
         print("ic-jax: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+# Neither bad input nor a job that failed: EX_IOERR of sysexits.h.
+_UNWRITTEN = 74
+
+
+def _run() -> None:
+    told = __doc__.partition(":")[2].strip().capitalize()
+    if sys.argv[1:] == ["--version"]:
+        print(*(f"{name} {version(name)}" for name in ("ic-jax", "jax")), sep=", ")
+        return
+    command = parsed(COMMANDS, prog="ic-jax", description=told)
+    keep_compiled_programs()
+    hand_back_after_compiling()
+    with file_errors_told(), _missing_device_told(), full_device_told():
+        command.run()
+
+
+def _can_be_said() -> bool:
+    """Whether standard output takes one more line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _say_no_more() -> None:
+    """At its end Python would flush once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

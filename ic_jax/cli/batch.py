@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from .clerk import clerk
 from .console import note
 from .generator import Chosen, Found
 from .inpaint import Inpaint
+from .job import inputs
 from .job_file import Line, each, read_jobs
 from .prompts import read_prompts
 from .source import Flat
@@ -36,8 +38,8 @@ class Batch:
     """Make many clips with one model, which is loaded once.
 
     Every device has a clip of its own, or every few where one has too little memory. What --out
-    holds already is not made again: a run that was stopped goes on by the same command. Exit
-    code 1 if some jobs failed, 2 if none was tried.
+    holds already, of the same files, is not made again: a run that was stopped goes on by the
+    same command. Exit code 1 if some jobs failed, 2 if none was tried.
     """
 
     jobs: tyro.conf.Positional[Path]
@@ -80,7 +82,8 @@ class Batch:
         lines = self._resolved(lines, found)
         own = set(mine(line.name for line in lines))
         lines = [line for line in lines if line.name in own]
-        left = [line for line in lines if not holds_result(line.job.out, "batch", line.record)]
+        made = each(lines, lambda line: line.where, _is_made)
+        left = [line for line, there in zip(lines, made, strict=True) if not there]
         failed = 0
         if left:
             check_writable(self.out)
@@ -146,6 +149,15 @@ class Batch:
             if warning := check_fits(found.name, found.sizes, max(prompts), memory, reuse):
                 note(warning)
         return where
+
+
+def _is_made(line: Line) -> bool:
+    """Whether its result is there, of the same options, model and files."""
+    holds = partial(holds_result, line.job.out)
+    # Earlier versions kept no word of the files; what they made stays.
+    return holds("batch", line.record) and (
+        holds("inputs", None) or holds("inputs", inputs(line.job))
+    )
 
 
 @contextmanager

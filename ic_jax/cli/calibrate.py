@@ -40,15 +40,16 @@ class Calibrate:
     out: Path | None = None
     """A file for --calibration, in place of the model's folder."""
     draws: int = 2
-    """Noises per clip."""
+    """Noises per clip, from 1 to 1000."""
     frames: int | None = None
-    """Frames of each clip; without it, as many as the model was trained with."""
+    """Frames of each clip, 4k+1 and at least 9; without it, as many as the model was trained
+    with."""
     height: int | None = None
-    """Height that the model works at, in pixels."""
+    """Height that the model works at, in pixels, a multiple of 16; without it, the model's own."""
     width: int | None = None
-    """Width that the model works at, in pixels."""
+    """Width that the model works at, likewise."""
     seed: int = 0
-    """Same seed, same holes and noises."""
+    """Same seed, same holes and noises: from 0 to 4294967295."""
 
     def run(self) -> None:
         self._check()

@@ -70,11 +70,13 @@ class Chosen:
     calibration: Path | None = None
     """A file that `ic-jax calibrate --out` wrote, in place of the model's own calibration."""
     frames: int | None = None
-    """Frames in a window; without it, as many as the model was trained with."""
+    """Frames in a window, 4k+1 and at least 9; without it, as many as the model was trained
+    with."""
     height: int | None = None
-    """Height that the model works at, in pixels. The result has the clip's own."""
+    """Height that the model works at, in pixels, a multiple of 16; without it, the model's own.
+    The result has the clip's."""
     width: int | None = None
-    """Width that the model works at, in pixels."""
+    """Width that the model works at, likewise."""
 
     def find(self) -> Found:
         """Raises InputError for a model or a size that does not exist."""
@@ -100,7 +102,7 @@ class Generator(Chosen):
     context: Path | None = None
     """Prompts that `ic-jax embed` has encoded: the text encoder is not loaded."""
     seed: int = 0
-    """Same seed, same frames."""
+    """Same seed, same frames: from 0 to 4294967295."""
     devices: int = 1
     """Devices that share the clip. The model's weights are cut up where memory asks for it."""
     resume: bool = False

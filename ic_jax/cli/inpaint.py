@@ -15,10 +15,9 @@ from ..errors import InputError
 from ..model import BUNDLED
 from ..report import INPAINT, Labels
 from ..settings import Settings
-from ..video import read_video
 from .generator import Generator, Run
 from .job import Material, carry_out
-from .source import Flat
+from .source import Flat, check_rate, read_clip
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,9 @@ class Inpaint:
 
     clip: tyro.conf.Positional[Path | None] = None
     """A video, a GIF or a folder of frames; without it, the bundled sample."""
+    fps: float | None = None
+    """Frames per second of a folder of frames, from 1 to 1000; without it, 24. A file states its
+    own."""
     mask: Path | None = None
     """What to make anew, in white: a video, a folder of frames, or one image for all frames.
     What is transparent in an image is not."""
@@ -43,12 +45,13 @@ class Inpaint:
         carry_out(self if self.clip is not None else self._of_the_sample())
 
     def check(self) -> None:
+        check_rate(self.clip, self.fps)
         if self.mask is None:
             raise InputError(f"{self.clip}: what is to be made anew? pass --mask FILE, white there")
         self.generator.check(self.settings)
 
     def read(self) -> Material:
-        clip = read_video(self.clip)
+        clip = read_clip(self.clip, self.fps)
         return Material(clip, load_edit(clip, self.mask))
 
     def described(self) -> dict[str, Any]:

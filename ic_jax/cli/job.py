@@ -1,6 +1,7 @@
 """What `recapture`, `inpaint` and every line of a batch are: a clip read, directed, delivered."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..errors import InputError
 from ..output import check_replaceable, output_folder, write_result
 from ..report import Labels
 from ..settings import Settings
-from ..video import Clip
+from ..video import IMAGE_SUFFIXES, Clip
 from .console import report, rounded
 from .generator import Generator, Run
 from .resumption import state_file
@@ -91,21 +92,41 @@ def check_place(command: Any) -> None:
     check_replaceable(command.out)
     # Unlike those of a Path, os.path's functions raise nothing for a name that cannot be.
     out = os.path.realpath(command.out)
-    for path in _paths(command):
+    for _, path in _paths(command):
         if os.path.exists(path) and Path(os.path.realpath(path)).is_relative_to(out):
             raise InputError(
                 f"{path}: lies in {command.out}, which would be replaced; give another out"
             )
 
 
-def _paths(options: Any) -> Iterator[Path]:
+def inputs(job: Job) -> dict[str, str]:
+    """Tells the job's files from others of their names: a SHA-256 of each, by its option.
+
+    A model and its calibration are known by other means.
+    """
+    files = {name: path for name, path in _paths(job) if name not in ("model", "calibration")}
+    return {name: _sha256(path) for name, path in files.items()}
+
+
+def _sha256(path: Path) -> str:
+    if path.is_dir():  # of frames
+        frames = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        held = repr([(file.name, _sha256(file)) for file in frames if file.name[0] != "."])
+        return hashlib.sha256(held.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _paths(options: Any) -> Iterator[tuple[str, Path]]:
     """All that the options name, but for the place of the results."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             yield from _paths(value)
         elif isinstance(value, Path) and field.name != "out":
-            yield value
+            yield field.name, value
+        elif field.name == "camera" and value.endswith(".json"):
+            yield field.name, Path(value)
 
 
 def deliver(

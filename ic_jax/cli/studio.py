@@ -15,7 +15,7 @@ from ..model import Model
 from ..output import output_folder
 from .clerk import Clerk
 from .generator import Run, Told
-from .job import Material, deliver, read
+from .job import Material, deliver, inputs, read
 from .job_file import Line
 from .prompts import Prompts
 from .spread import Places
@@ -26,6 +26,7 @@ class Opened(NamedTuple):
 
     line: Line
     material: Material
+    inputs: dict[str, str]
     told: Told
     seconds: dict[str, float]
 
@@ -79,17 +80,17 @@ class Studio(NamedTuple):
                 self.clerk.later(self._refuse, line, told)
 
     def _opened(
-        self, line: Line, material: Material, seconds: dict[str, float]
+        self, line: Line, material: Material, inputs: dict[str, str], seconds: dict[str, float]
     ) -> tuple[Reel, Opened]:
         told = self.prompts.told(line.job.generator)
         context, seed = np.asarray(told.context), line.job.generator.seed
         reel = begin(self.model, line.name, material.footage, context, seed)
-        return reel, Opened(line, material, told, seconds)
+        return reel, Opened(line, material, inputs, told, seconds)
 
     def _deliver(self, opened: Opened, take: Take) -> None:
-        line, material, told, seconds = opened
+        line, material, inputs, told, seconds = opened
         run = Run(self.model, line.job.settings, take, told, None)
-        more = {"devices": self.where.devices_each, "batch": line.record}
+        more = {"devices": self.where.devices_each, "batch": line.record, "inputs": inputs}
         try:
             with file_errors_told(), full_device_told(), output_folder(line.job.out) as folder:
                 deliver(line.job, folder, material, run, seconds, more)
@@ -104,7 +105,9 @@ class Studio(NamedTuple):
         self.bar.write(f"ic-jax: {line.where}: {error}", file=sys.stderr)
 
 
-def _read(line: Line) -> tuple[Material, dict[str, float]]:
+def _read(line: Line) -> tuple[Material, dict[str, str], dict[str, float]]:
     seconds: dict[str, float] = {}
     with timed(seconds, "read"), file_errors_told():
-        return read(line.job), seconds
+        # Before they are read: what changes in between is made anew by the next batch.
+        known = inputs(line.job)
+        return read(line.job), known, seconds

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import delivery
+from ..budget import full_device_told
 from ..director import look, timed
+from ..framing import FRAMES_AT_ONCE
 from ..output import output_folder, write_result
-from .console import report, rounded
+from .console import progress_bar, report, rounded
 from .job import check_place
 from .source import Flat, Source
 
@@ -23,15 +25,19 @@ class Warp:
         self.source.check()
         check_place(self)
         seconds: dict[str, float] = {}
-        with output_folder(self.out) as folder:
+        with full_device_told("give a shorter or smaller clip"), output_folder(self.out) as folder:
             with timed(seconds, "read"):
                 clip, shot = self.source.load()
-            with timed(seconds, "warp"):
-                warped, visible = look(shot)
-            facts = {"coverage": round(float(visible.mean()), 4)}
-            with timed(seconds, "write"):
-                delivery.write_like(folder / "warped.mp4", warped, clip)
-                delivery.write_like(folder / "visible.mp4", delivery.as_grey(visible), clip)
+            rounds = -(-len(clip.frames) // FRAMES_AT_ONCE)
+            with progress_bar(rounds + 2) as progress:
+                with timed(seconds, "warp"):
+                    warped, visible = look(shot, progress)
+                facts = {"coverage": round(float(visible.mean()), 4)}
+                with timed(seconds, "write"):
+                    delivery.write_like(folder / "warped.mp4", warped, clip)
+                    progress("write", 1)
+                    delivery.write_like(folder / "visible.mp4", delivery.as_grey(visible), clip)
+                    progress("write", 1)
             record = {
                 "command": "warp",
                 **self.source.described(),
