@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from ic_jax.errors import InputError
-from ic_jax.geometry.depth import depth_edges, load_depth, resize_depth, save_depth, scene_radius
+from ic_jax.geometry.depth import (
+    SKY,
+    depth_edges,
+    load_depth,
+    resize_depth,
+    save_depth,
+    scene_radius,
+)
 
 DEPTH = np.linspace(1.0, 3.0, 2 * 4 * 6).reshape(2, 4, 6)
 INTRINSICS = np.array([[5.0, 0, 3], [0, 5, 2], [0, 0, 1]])
@@ -46,7 +53,7 @@ def test_npy_needs_its_kind_and_a_field_of_view(tmp_path):
     path = tmp_path / "depth.npy"
     np.save(path, DEPTH)
     assert load_depth(path, "metric", 60.0).depth.shape == DEPTH.shape
-    with pytest.raises(InputError, match=r"pass --depth-kind metric\|relative$"):
+    with pytest.raises(InputError, match=r"pass --depth-kind metric\|relative, or"):
         load_depth(path, fov=60.0)
     with pytest.raises(InputError, match="--fov"):
         load_depth(path, "metric")
@@ -64,6 +71,14 @@ def test_a_field_of_view_that_nobody_would_heed_is_refused(tmp_path):
         load_depth(path, fov=60.0)
 
 
+def test_infinity_is_sky_beyond_any_parallax(tmp_path):
+    depth = DEPTH.copy()
+    depth[:, 0] = np.inf
+    sky = load_depth(write(tmp_path, depth=depth, kind="metric"), fov=60.0).depth
+    np.testing.assert_allclose(sky[:, 0], SKY * depth[:, 1:].max(), rtol=1e-6)
+    np.testing.assert_allclose(sky[:, 1:], depth[:, 1:], rtol=1e-6)
+
+
 def spoilt(value):
     depth = DEPTH.copy()
     depth[1, 2, 3:5] = value
@@ -73,10 +88,11 @@ def spoilt(value):
 @pytest.mark.parametrize(
     "fields, says",
     [
-        ({"depth": spoilt(np.nan)}, "2 of 48 depths are not finite and above 0.*frame 1"),
+        ({"depth": spoilt(np.nan)}, "2 of 48 depths are not numbers above 0.*frame 1"),
         ({"depth": spoilt(0.0)}, "2 of 48"),
         ({"depth": spoilt(-1.0)}, "2 of 48"),
-        ({"depth": spoilt(np.inf)}, "2 of 48"),
+        ({"depth": spoilt(-np.inf)}, "2 of 48"),
+        ({"depth": np.full_like(DEPTH, np.inf)}, "48 of 48"),
         ({"depth": spoilt(1e300)}, "2 of 48"),
         ({"depth": DEPTH[0]}, "give .frames, height, width."),
         ({"depth": DEPTH[:0]}, "give .frames, height, width."),

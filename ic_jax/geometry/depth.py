@@ -2,7 +2,7 @@
 
 The npz file holds
 
-    depth       [T, H, W]  z-depth, or disparity: see kind
+    depth       [T, H, W]  z-depth, infinite for sky, or disparity: see kind
     kind        "metric": metres or any known unit;
                 "relative": depth up to an unknown scale (not shift), harmless here because
                 camera paths are measured in units of the scene's own depth;
@@ -32,6 +32,9 @@ KINDS = ("metric", "relative", "disparity")
 
 # Neighbours whose depths differ by more than this fraction lie on different surfaces.
 RELATIVE_JUMP = 0.1
+
+# How many times as far as the farthest finite depth infinity counts: beyond any parallax.
+SKY = 1000.0
 
 # What numpy raises of files that are damaged, beside OSError; RuntimeError if they are encrypted.
 _NUMPY_ERRORS = (
@@ -75,8 +78,8 @@ def load_depth(path: str | Path, kind: str | None = None, fov: float | None = No
 
     Raises:
         InputError: a file that cannot be read, a missing or contradicting declaration, a
-            wrong shape, an invalid camera, or a depth that is not finite and above 0 at
-            every pixel of every frame.
+            wrong shape, an invalid camera, or a depth that is not above 0 at every pixel of
+            every frame.
     """
     path = Path(path)
     fields = _read_arrays(path)
@@ -151,6 +154,7 @@ def _depth_clip(fields: dict[str, np.ndarray], kind: str | None, fov: float | No
         raise InputError(f"depth is of type {values.dtype}; give real numbers")
     with np.errstate(all="ignore"):
         depth = _to_depth(values.astype(np.float64), kind, fields).astype(np.float32)
+    depth = _with_sky(depth)
     _check_depth(depth)
     frames, height, width = depth.shape
     c2w, intrinsics = fields.get("c2w", np.eye(4)), _intrinsics(fields, fov, height, width)
@@ -164,8 +168,12 @@ def _declared_kind(fields: dict[str, np.ndarray], kind: str | None) -> str:
     if stated and kind and stated != kind:
         raise InputError(f"the file says its kind is {stated}, the command says {kind}")
     if not (stated or kind):
-        usable = KINDS if {"scale", "shift"} <= fields.keys() else ("metric", "relative")
-        raise InputError(f"the depth's kind is not stated; pass --depth-kind {'|'.join(usable)}")
+        if {"scale", "shift"} <= fields.keys():
+            raise InputError(f"the depth's kind is not stated; pass --depth-kind {'|'.join(KINDS)}")
+        raise InputError(
+            "the depth's kind is not stated; pass --depth-kind metric|relative, or where nearer is"
+            " larger (Depth Anything, DepthCrafter) give disparity with scale and shift in an npz"
+        )
     if (stated or kind) not in KINDS:
         raise InputError(f"unknown kind of depth {stated or kind!r}; one of {', '.join(KINDS)}")
     return stated or kind
@@ -188,13 +196,19 @@ def _to_depth(values: np.ndarray, kind: str, fields: dict[str, np.ndarray]) -> n
     return 1 / (scale * values + shift)
 
 
+def _with_sky(depth: np.ndarray) -> np.ndarray:
+    farthest = depth.max(where=np.isfinite(depth), initial=0.0)
+    with np.errstate(over="ignore"):
+        return np.where(np.isposinf(depth), SKY * farthest, depth)
+
+
 def _check_depth(depth: np.ndarray) -> None:
     bad = ~(np.isfinite(depth) & (depth > 0))
     if bad.any():
         first = bad.any((1, 2)).argmax()
         raise InputError(
-            f"{bad.sum()} of {bad.size} depths are not finite and above 0, the first in frame"
-            f" {first}; fill them, far pixels such as sky with a large number"
+            f"{bad.sum()} of {bad.size} depths are not numbers above 0, the first in frame"
+            f" {first}; fill them, far pixels such as sky with infinity"
         )
 
 
