@@ -3,9 +3,9 @@
     python -m experiments.bench.dit
 
 writes experiments/results/bench_dit.md and .json. Without a GPU it compares a middle-sized
-transformer in float32 and in bfloat16, and leaves the rows of the full ones open. With one it
-compares the 1.3B model at 480×832×81 and a single block of the 14B one, in bfloat16, with
-torch.compile as well.
+transformer and a single block of the 1.3B model, in float32 and in bfloat16, and the bundled model
+as it runs there; it leaves the rows of the full ones open. With one it compares the 1.3B model at
+480×832×81 and a single block of the 14B one, in bfloat16, with torch.compile as well.
 
 Ours is one call of `velocity`, on text that was prepared before: what a sampler's step costs.
 diffusers embeds the text in every call; "ours, text included" does so too.
@@ -70,15 +70,19 @@ class Case(NamedTuple):
 
 
 _MIDDLE = DiTConfig(dim=384, ffn_dim=1536, num_heads=3, num_layers=8)
+_SMALL, _LARGE = VARIANTS["Wan2.1-T2V-1.3B"].dit, VARIANTS["Wan2.1-T2V-14B"].dit
+_BLOCK = replace(_SMALL, num_layers=1)
+SHORT = (3, 60, 104)  # the latent of 9 such frames
 CASES = {
-    "mid-size": Case(_MIDDLE, (3, 60, 104), "float32"),
-    "mid-size, 16 bits": Case(_MIDDLE, (3, 60, 104), "bfloat16"),
+    "mid-size": Case(_MIDDLE, SHORT, "float32"),
+    "mid-size, 16 bits": Case(_MIDDLE, SHORT, "bfloat16"),
+    "a block of 1.3B": Case(_BLOCK, SHORT, "float32"),
+    "a block of 1.3B, 16 bits": Case(_BLOCK, SHORT, "bfloat16"),
+    "bundled": Case(VARIANTS["nano"].dit, (5, 8, 12), "float32", batch=2),
 }
-
-_LARGE = VARIANTS["Wan2.1-T2V-1.3B"].dit, VARIANTS["Wan2.1-T2V-14B"].dit
 GPU_CASES = {
-    "1.3B": Case(_LARGE[0], FULL, "bfloat16", batch=2),
-    "a block of 14B": Case(replace(_LARGE[1], num_layers=1), FULL, "bfloat16", batch=2),
+    "1.3B": Case(_SMALL, FULL, "bfloat16", batch=2),
+    "a block of 14B": Case(replace(_LARGE, num_layers=1), FULL, "bfloat16", batch=2),
 }
 
 

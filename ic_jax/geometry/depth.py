@@ -153,8 +153,7 @@ def _depth_clip(fields: dict[str, np.ndarray], kind: str | None, fov: float | No
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise InputError(f"depth is of type {values.dtype}; give real numbers")
     with np.errstate(all="ignore"):
-        depth = _to_depth(values.astype(np.float64), kind, fields).astype(np.float32)
-    depth = _with_sky(depth)
+        depth = _with_sky(_to_depth(values.astype(np.float64), kind, fields)).astype(np.float32)
     _check_depth(depth)
     frames, height, width = depth.shape
     c2w, intrinsics = fields.get("c2w", np.eye(4)), _intrinsics(fields, fov, height, width)
@@ -198,8 +197,7 @@ def _to_depth(values: np.ndarray, kind: str, fields: dict[str, np.ndarray]) -> n
 
 def _with_sky(depth: np.ndarray) -> np.ndarray:
     farthest = depth.max(where=np.isfinite(depth), initial=0.0)
-    with np.errstate(over="ignore"):
-        return np.where(np.isposinf(depth), SKY * farthest, depth)
+    return np.where(np.isposinf(depth), SKY * farthest, depth)
 
 
 def _check_depth(depth: np.ndarray) -> None:
