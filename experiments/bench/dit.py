@@ -312,7 +312,8 @@ def _facts(name: str, case: Case, result: Result) -> str:
     cfg = case.config
     rates = [f"{rate / 1e12:.3g} TFLOP/s by {library}" for library, rate in result.matmul.items()]
     return (
-        f"* {name}: {cfg.num_layers} layers of {cfg.dim}, {cfg.num_heads} heads of {cfg.head_dim},"
+        f"* {name}: {cfg.num_layers} layer{'s' if cfg.num_layers > 1 else ''} of {cfg.dim},"
+        f" {cfg.num_heads} heads of {cfg.head_dim},"
         f" feed-forward {cfg.ffn_dim}, {token_count(cfg, case.grid)} tokens,"
         f" {cfg.text_len} text tokens, batch {case.batch}, {case.dtype}. Ours differs from"
         f" diffusers by {result.difference:.1g} (root mean square, relative)."
