@@ -128,8 +128,7 @@ def first_order(solver: Solver) -> Solver:
     """The same without memory: Euler's step, whatever the solver.
 
     For what draws at every level. A line through two estimates that were drawn apart leads away
-    from the last one by their difference, which is noise: on a Gaussian prior `bayes_draw` would
-    end with 1.6 times the posterior's variance (UniPC, 50 steps, shift 8).
+    from the last one by their difference, which is noise on top of the posterior's own.
     """
 
     def update(memory: PyTree, prediction: Prediction, level: Level, key: PRNGKeyArray):
