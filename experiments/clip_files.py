@@ -29,7 +29,7 @@ class ClipFile(NamedTuple):
     """One per frame, black where there is no object. Empty where there are none."""
     caption: str = ""
     depth: Path | None = None
-    """An npz file of `ic_jax.geometry.depth`."""
+    """An npz file of `ic_jax.depth_file`."""
 
 
 def read_frames(file: ClipFile, sizes: Variant) -> UInt8[np.ndarray, "t h w 3"]:

@@ -4,7 +4,7 @@
     python -m experiments.clips_data --davis DIR
 
 says what is found there. The first is any folder of videos; NAME.mp4 may have its caption beside
-it in NAME.txt, and its depth, with intrinsics, in NAME.npz (see `ic_jax.geometry.depth`). The
+it in NAME.txt, and its depth, with intrinsics, in NAME.npz (see `ic_jax.depth_file`). The
 second is a copy of DAVIS-2017 at 480p. The data sets hold where pixels are and what is known of
 them, not the pixels; a folder that has changed is another data set.
 """

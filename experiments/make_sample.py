@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 
 from experiments.scenes import caption, demo_camera, demo_scene, render
-from ic_jax.geometry.depth import DepthClip, save_depth
+from ic_jax.depth_file import save_depth
+from ic_jax.geometry.depth import DepthClip
 from ic_jax.model import BUNDLED
 from ic_jax.models.variants import VARIANTS
 from ic_jax.shot import load_shot

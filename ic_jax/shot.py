@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from . import framing
+from .depth_file import load_depth
 from .errors import InputError
 from .geometry.camera import Camera, compose, same_aspect, scale_intrinsics
-from .geometry.depth import DepthClip, load_depth, resize_depth, scene_radius
+from .geometry.depth import DepthClip, resize_depth, scene_radius
 from .geometry.trajectory import load_trajectory, trajectory
 from .geometry.warp import WarpOperator, warp_operator
 from .video import Clip
@@ -90,15 +91,19 @@ def load_shot(
     *,
     amount: float | None = None,
     depth_kind: str | None = None,
+    depth_scale: float | None = None,
+    depth_shift: float | None = None,
     fov: float | None = None,
 ) -> Shot:
-    """A clip, its depth file, and a camera: a path's name or a JSON file's.
+    """A clip, its depth (`depth_file.load_depth`), and a camera: a path's name or a JSON file's.
 
     Raises:
         InputError: depth or camera that cannot be read or do not fit the clip.
     """
     frames, height, width, _ = clip.frames.shape
-    depth = _fitted(load_depth(depth_path, depth_kind, fov), clip, depth_path)
+    depth = _fitted(
+        load_depth(depth_path, depth_kind, fov, depth_scale, depth_shift), clip, depth_path
+    )
     source = depth.camera
     if camera.endswith(".json"):
         if amount is not None:

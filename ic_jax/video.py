@@ -31,7 +31,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", "
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 
 # What Pillow raises of files that are damaged, or larger than it takes for meant well.
-_PILLOW_ERRORS = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
+PILLOW_ERRORS = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
 
 # Decoders need some packets before the first sample that is heard; mp4 hides what lies before 0.
 _AUDIO_RUN_UP = Fraction(1, 10)  # seconds; covers the priming of AAC, MP3 and Opus
@@ -94,7 +94,7 @@ def read_images(folder: Path, mode: str, most: int | None = None) -> UInt8[np.nd
     """
     if _is_result(folder):
         raise InputError(f"{folder}: is a result of {MADE_BY}, not a clip; give a video in it")
-    return _same_size(folder, (read_image(file, mode) for file in _images(folder)[:most]))
+    return _same_size(folder, (read_image(file, mode) for file in find_images(folder)[:most]))
 
 
 def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
@@ -117,8 +117,13 @@ def read_image(path: Path, mode: str) -> UInt8[np.ndarray, "h w *c"]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path of the image") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise InputError(f"{path}: not a readable image; remove or replace it") from error
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images of a folder, by their suffix, in natural order (frame_2 before frame_10)."""
+    return [file for file in _shown(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def find_videos(path: str | os.PathLike) -> list[Path]:
@@ -133,12 +138,12 @@ def find_videos(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path of the clips")
-    if not path.is_dir() or _images(path):
+    if not path.is_dir() or find_images(path):
         return [path]
     found = [
         entry
         for entry in _shown(path)
-        if (entry.is_dir() and _images(entry) and not _is_result(entry))
+        if (entry.is_dir() and find_images(entry) and not _is_result(entry))
         or (entry.is_file() and entry.suffix.lower() in VIDEO_SUFFIXES)
     ]
     if not found:
@@ -281,10 +286,6 @@ def _decoded(
         if packet.is_corrupt:
             raise InputError(f"{path}: the file is cut off or damaged; copy or download it again")
         yield from packet.decode()
-
-
-def _images(folder: Path) -> list[Path]:
-    return [file for file in _shown(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _shown(folder: Path) -> list[Path]:

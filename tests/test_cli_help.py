@@ -8,9 +8,9 @@ import pytest
 
 from ic_jax.choices import check
 from ic_jax.cli.calibrate import Calibrate
+from ic_jax.depth_file import KINDS
 from ic_jax.director import check_seed
 from ic_jax.errors import InputError
-from ic_jax.geometry.depth import KINDS
 from ic_jax.geometry.trajectory import TRAJECTORIES
 from ic_jax.models.variants import VARIANTS
 from ic_jax.settings import Settings

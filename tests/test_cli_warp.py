@@ -74,6 +74,20 @@ def test_a_rate_that_does_not_fit_is_refused(run, here, options, said):
     assert run("warp", "--fps", "12")[2].startswith("ic-jax: the bundled clip: states its own rate")
 
 
+def test_depth_of_another_tool_needs_no_file_of_ours(run):
+    """The same view from a folder of PNGs in millimetres, whose unit and kind are told."""
+    Path("depth").mkdir()
+    for number in range(FRAMES):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 3000, np.uint16)).save(f"depth/{number}.png")
+    assert run(*WARP)[0] == 0
+    told = "--depth-kind", "metric", "--depth-scale", 0.001, "--fov", 60
+    code, _, stderr = run(*WARP[:3], "depth", *WARP[4:], *told, "--out", "same")
+    assert code == 0, stderr
+    ours, theirs = (read_video(f"{out}/warped.mp4").frames for out in ("warp", "same"))
+    np.testing.assert_array_equal(ours, theirs)
+    assert json.loads(Path("same/result.json").read_text())["depth_scale"] == 0.001
+
+
 def test_how_far_a_warp_is_shows(run):
     code, _, stderr = run(*WARP)
     assert code == 0 and "warp:" in stderr and "write:" in stderr and "4/4" in stderr

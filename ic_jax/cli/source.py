@@ -27,10 +27,16 @@ class Source:
     """Frames per second of a folder of frames, from 1 to 1000; without it, 24. A file states its
     own."""
     depth: Path | None = None
-    """Depth of every frame: .npz with depth, kind, intrinsics, c2w (see README), or .npy."""
+    """Depth of every frame: .npz with depth, kind, intrinsics, c2w (see README), .npy, or a folder
+    of 16-bit grey PNGs."""
     depth_kind: str | None = None
-    """Of depth that does not state its own, an .npy or an .npz without kind: metric or relative;
-    disparity, where scale and shift are stated."""
+    """Of depth that does not state its own: metric, relative (of unknown scale), or disparity,
+    where nearer is larger."""
+    depth_scale: float | None = None
+    """What one unit of metric depth is, 0.001 for PNGs in millimetres. Of disparity that does not
+    state its own, the scale in 1 / depth = scale * disparity + shift."""
+    depth_shift: float | None = None
+    """Of disparity that does not state its own, the shift."""
     fov: float | None = None
     """Horizontal field of view in degrees, above 0 and below 180, for depth without intrinsics."""
     camera: str = "arc_left"
@@ -69,6 +75,8 @@ class Source:
             self.camera,
             amount=self.amount,
             depth_kind=self.depth_kind,
+            depth_scale=self.depth_scale,
+            depth_shift=self.depth_shift,
             fov=self.fov,
         )
         return clip, shot

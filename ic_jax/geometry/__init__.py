@@ -7,9 +7,7 @@ from ic_jax.geometry.camera import intrinsics_from_fov as intrinsics_from_fov
 from ic_jax.geometry.camera import scale_intrinsics as scale_intrinsics
 from ic_jax.geometry.depth import DepthClip as DepthClip
 from ic_jax.geometry.depth import depth_edges as depth_edges
-from ic_jax.geometry.depth import load_depth as load_depth
 from ic_jax.geometry.depth import resize_depth as resize_depth
-from ic_jax.geometry.depth import save_depth as save_depth
 from ic_jax.geometry.depth import scene_radius as scene_radius
 from ic_jax.geometry.mask import MaskOperator as MaskOperator
 from ic_jax.geometry.trajectory import TRAJECTORIES as TRAJECTORIES
