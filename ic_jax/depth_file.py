@@ -78,6 +78,8 @@ def load_depth(
     """
     path = Path(path)
     try:
+        if not path.exists():
+            raise InputError("no such file or folder; check the path of the depth")
         if path.is_dir():
             if kind == "metric" and scale is None:
                 raise InputError("metric PNGs need their unit; pass --depth-scale, 0.001 for mm")
@@ -87,6 +89,8 @@ def load_depth(
         return _depth_clip(fields, kind, fov, scale, shift)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the depth ({error.strerror or error})") from None
 
 
 def save_depth(path: str | Path, clip: DepthClip) -> None:
@@ -108,10 +112,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 return {"depth": loaded}
             # It reads what it is asked for: frames that lie beside the depth stay on the disk.
             return {name: loaded[held] for name, held in _used(loaded.files).items()}
-    except InputError:
+    except (InputError, OSError):
         raise
-    except OSError as error:
-        raise InputError(f"cannot read the depth ({error.strerror or error})") from None
     except _NUMPY_ERRORS as error:
         # NumPy's own words would have the user unpickle whatever it is.
         writer = "numpy.savez" if path.suffix == ".npz" else "numpy.save"
